@@ -1,0 +1,104 @@
+"""The Plan: a versioned JSON file, keyed by names, that says how a step is run.
+
+Pure data. `mesh`, `decisions`, `residency`, `microbatches` and `clip_norm`
+decide everything; `predicted`, `collectives` and `alternatives` are what the
+search saw when it chose.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+
+Residency = Literal["always", "step", "microbatch", "use"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Decision(Record):
+    """Shard the group that holds `dim` of `value` over `axis`.
+
+    `value` is a parameter's or buffer's name, a batch path, or a value's name
+    in the Program. The dim is viewed as [outer, extent, minor] and `extent` is
+    what is divided; `extent` None means the whole dim, whatever its size, so
+    that a plan holds for other batch sizes and sequence lengths.
+    """
+
+    axis: str
+    value: str
+    dim: int
+    outer: int = 1
+    extent: int | None = None
+    why: str = ""
+
+
+class ParameterPlan(Record):
+    """One parameter: how long its gathered form lives, and which axes its storage is cut over."""
+
+    residency: Residency = "always"
+    storage_axes: tuple[str, ...] = ()
+    storage_dim: int | None = None
+
+
+class Collective(Record):
+    """Collectives of one kind over one axis, per device and step.
+
+    `bytes` is the sum of payloads: the whole tensor for all_reduce, the
+    gathered tensor for all_gather, the tensor before it for reduce_scatter,
+    the local tensor for all_to_all.
+    """
+
+    kind: str
+    axis: str
+    count: int
+    bytes: int
+
+
+class Prediction(Record):
+    step_time_s: float
+    peak_memory_bytes: int
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    collectives: tuple[Collective, ...] = ()
+    compute_s: float = 0.0
+    communication_s: float = 0.0
+    memory: dict[str, int] = Field(default_factory=dict)  # what the peak is made of
+
+
+class Alternative(Prediction):
+    strategy: str
+    mesh: dict[str, int]
+    microbatches: int = 1
+    fits: bool = True
+    note: str = ""
+
+
+class Plan(Record):
+    """A complete plan; `Plan.load` and `plan.save` live in `meshwright.plan.file`."""
+
+    format_version: int = FORMAT_VERSION
+    meshwright_version: str
+    model: str
+    program: str  # fingerprint of the Program that it was made for
+    parameters_fingerprint: str  # of parameter names and shapes alone
+    cluster: str
+    strategy: str
+    mesh: dict[str, int]  # axis -> size, outermost first
+    microbatches: int = 1
+    global_batch: int
+    clip_norm: float | None = None
+    optimizer: str = "adamw"
+    decisions: tuple[Decision, ...] = ()
+    parameters: dict[str, ParameterPlan] = Field(default_factory=dict)
+    predicted: Prediction
+    why: str = ""
+    alternatives: tuple[Alternative, ...] = ()
+    gap: float | None = None
+    capture_s: float = 0.0
+    search_s: float = 0.0
+    lower_s: float = 0.0
