@@ -1,0 +1,224 @@
+"""The collectives that generated code calls, over named axes of the mesh.
+
+A Communicator turns a collective on one dim of a tensor into blocks of one
+size (`primitives`), hands them to a transport (`collectives`, `lockstep`),
+puts the result together and writes down what it did. Inputs are never
+modified; results never share memory with an input, except that an axis of
+extent 1 gives the input back.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from meshwright.cluster.mesh import Mesh
+from meshwright.errors import UsageError
+from meshwright.layout.types import Reduce
+from meshwright.plan.types import Collective
+from meshwright.runtime import primitives
+from meshwright.runtime.collectives import (
+    GlooTransport,
+    NativeTransport,
+    SingleTransport,
+    Transport,
+    device_mesh,
+)
+from meshwright.runtime.primitives import Cut
+
+__all__ = ["CollectiveLog", "Communicator", "Cut", "connect"]
+
+# PyTorch adds no bools: "sum" of conditions is "any", "prod" is "all".
+_BOOL_REDUCE: dict[Reduce, Reduce] = {"sum": "max", "max": "max", "prod": "min", "min": "min"}
+
+
+class CollectiveLog:
+    """Collectives that ran, added up by kind and axis; payloads as in `plan.types.Collective`.
+
+    `seconds` is the time that the caller spent inside collectives; on an
+    accelerator, where they run asynchronously, that is launch time alone.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.seconds = 0.0
+        self._totals: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def add(self, kind: str, axis: str, nbytes: int, seconds: float) -> None:
+        count, total = self._totals.get((kind, axis), (0, 0))
+        self._totals[kind, axis] = (count + 1, total + nbytes)
+        self.seconds += seconds
+
+    def summary(self) -> tuple[Collective, ...]:
+        """One entry for each kind and axis, sorted."""
+        return tuple(
+            Collective(kind=kind, axis=axis, count=count, bytes=total)
+            for (kind, axis), (count, total) in sorted(self._totals.items())
+        )
+
+
+class Communicator:
+    """Collectives of one device of the mesh.
+
+    All devices along `axis` must call the same methods in the same order.
+    """
+
+    def __init__(self, mesh: Mesh, rank: int, transport: Transport) -> None:
+        self.mesh = mesh
+        self.rank = rank
+        self.log = CollectiveLog()
+        self._transport = transport
+        self._extent = dict(mesh.axes)
+        self._coordinate = dict(mesh.coordinate(rank))
+
+    def index(self, axis: str) -> int:
+        """This device's coordinate on `axis`."""
+        return self._coordinate[axis]
+
+    def all_reduce(self, x: Tensor, axis: str, reduce: Reduce = "sum") -> Tensor:
+        """[*] -> [*]: the terms of all devices on `axis` combined."""
+        if self._extent[axis] == 1:
+            return x
+        started = time.perf_counter()
+        terms, how, dtype = _reducible(x, reduce)
+        result = self._transport.all_reduce(terms, axis, how) if x.numel() else terms.clone()
+        self._record("all_reduce", axis, x, started)
+        return result.to(dtype)
+
+    def all_gather(
+        self, x: Tensor, axis: str, dim: int, outer: int, extent: int, minor: int
+    ) -> Tensor:
+        """[.., outer * part * minor, ..] -> [.., outer * extent * minor, ..]."""
+        n = self._extent[axis]
+        if n == 1:
+            return x
+        started = time.perf_counter()
+        cut = Cut(dim, outer, extent, minor)
+        block = primitives.pad_part(x, cut, self._coordinate[axis], n).contiguous()
+        if block.numel():
+            blocks = self._transport.all_gather(block, axis)
+        else:
+            blocks = block.new_empty(n, *block.shape)
+        result = primitives.gather_blocks(blocks, cut)
+        self._record("all_gather", axis, result, started)
+        return result
+
+    def reduce_scatter(
+        self,
+        x: Tensor,
+        axis: str,
+        dim: int,
+        outer: int,
+        extent: int,
+        minor: int,
+        reduce: Reduce = "sum",
+    ) -> Tensor:
+        """[.., outer * extent * minor, ..] -> [.., outer * part * minor, ..], combined."""
+        n = self._extent[axis]
+        if n == 1:
+            return x
+        started = time.perf_counter()
+        cut = Cut(dim, outer, extent, minor)
+        terms, how, dtype = _reducible(x, reduce)
+        blocks = primitives.scatter_blocks(terms, cut, n)
+        if blocks.numel():
+            block = self._transport.reduce_scatter(blocks, axis, how)
+        else:
+            block = blocks[0].clone()
+        result = primitives.trim_part(block, cut, self._coordinate[axis], n).to(dtype)
+        self._record("reduce_scatter", axis, x, started)
+        return result
+
+    def all_to_all(
+        self,
+        x: Tensor,
+        axis: str,
+        gather: tuple[int, int, int, int],
+        scatter: tuple[int, int, int, int],
+    ) -> Tensor:
+        """Join the parts of the cut `gather` and keep one part of the cut `scatter`.
+
+        Both are (dim, outer, extent, minor), stated for the tensor in which
+        neither is cut.
+        """
+        n, me = self._extent[axis], self._coordinate[axis]
+        if n == 1:
+            return x
+        started = time.perf_counter()
+        joined, divided = Cut(*gather), Cut(*scatter)
+        if joined.dim == divided.dim:
+            result = self._regroup(x, axis, joined, divided)
+        else:
+            padded = primitives.pad_part(x, joined, me, n)
+            blocks = primitives.scatter_blocks(padded, divided, n)
+            if blocks.numel():
+                blocks = self._transport.all_to_all(blocks, axis)
+            result = primitives.gather_blocks(blocks, joined)
+            result = primitives.trim_part(result, divided, me, n)
+        self._record("all_to_all", axis, x, started)
+        return result
+
+    def shard(self, x: Tensor, axis: str, dim: int, outer: int, extent: int, minor: int) -> Tensor:
+        """This device's part of `x`, without communication."""
+        n = self._extent[axis]
+        if n == 1:
+            return x
+        return primitives.shard(x, Cut(dim, outer, extent, minor), self._coordinate[axis], n)
+
+    def _regroup(self, x: Tensor, axis: str, old: Cut, new: Cut) -> Tensor:
+        """all_to_all between two cuts of one dim: what goes where is found by position."""
+        n, me, dim = self._extent[axis], self._coordinate[axis], old.dim
+        assert old.size(old.extent) == new.size(new.extent), (old, new)
+        held = [primitives.positions(old, index, n) for index in range(n)]
+        wanted = [primitives.positions(new, index, n) for index in range(n)]
+        moves = [[torch.isin(held[i], wanted[j]) for j in range(n)] for i in range(n)]
+        longest = max(int(mask.sum()) for row in moves for mask in row)
+        front = x.movedim(dim, 0).contiguous()
+        blocks = front.new_zeros(n, longest, *front.shape[1:])
+        for j in range(n):
+            chosen = moves[me][j].nonzero()[:, 0].to(x.device)
+            blocks[j, : chosen.numel()] = front[chosen]
+        if blocks.numel():
+            blocks = self._transport.all_to_all(blocks, axis)
+        result = front.new_empty(wanted[me].numel(), *front.shape[1:])
+        for i in range(n):
+            places = torch.searchsorted(wanted[me].contiguous(), held[i][moves[i][me]]).to(x.device)
+            result[places] = blocks[i, : places.numel()]
+        return result.movedim(0, dim).contiguous()
+
+    def _record(self, kind: str, axis: str, payload: Tensor, started: float) -> None:
+        self.log.add(kind, axis, payload.nbytes, time.perf_counter() - started)
+
+
+def connect(mesh: Mesh, device: str = "cpu") -> Communicator:
+    """This process's Communicator over the default process group.
+
+    Every process must call it. A mesh of one device needs no process group.
+    Raises UsageError when the process group doesn't have one process a device.
+    """
+    if mesh.size == 1:
+        return Communicator(mesh, 0, SingleTransport())
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if world != mesh.size:
+        raise UsageError(
+            f"The mesh has {mesh.size} devices, but {world} processes are running.",
+            f"Start {mesh.size} processes, or choose a mesh of {world} devices.",
+        )
+    torch_mesh = device_mesh(mesh, device)
+    plain = dist.get_backend() == "gloo"
+    transport = GlooTransport(torch_mesh) if plain else NativeTransport(torch_mesh)
+    return Communicator(mesh, dist.get_rank(), transport)
+
+
+def _reducible(x: Tensor, reduce: Reduce) -> tuple[Tensor, Reduce, torch.dtype]:
+    """`x` contiguous and in a dtype that can be reduced, the reduction, the dtype to go back to."""
+    if x.dtype is torch.bool:
+        return x.contiguous().view(torch.uint8), _BOOL_REDUCE[reduce], torch.bool
+    if x.dtype is torch.int16:  # no backend adds these
+        return x.to(torch.int32).contiguous(), reduce, torch.int16
+    return x.contiguous(), reduce, x.dtype
