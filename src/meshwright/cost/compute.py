@@ -1,0 +1,100 @@
+"""Time of one op on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from meshwright.cluster.types import Profile
+from meshwright.cost.curve import interpolate
+from meshwright.cost.families import COMPUTE_BOUND, Family, family_of
+from meshwright.cost.flops import op_flops
+from meshwright.errors import RuleError
+from meshwright.program.types import Op, Value, refs
+
+__all__ = ["op_bytes", "op_flops", "op_seconds", "streaming_seconds"]
+
+# A view runs the dispatcher but no kernel.
+_VIEW_RATE = 3.0
+
+# These read as much of their first operand as they write.
+_ROW_READERS = frozenset(
+    {
+        "embedding", "gather", "index", "index_select", "take", "take_along_dim", "_unsafe_index",
+        "masked_select", "_unsafe_masked_index", "_embedding_bag", "_embedding_bag_forward_only",
+        "slice_copy", "select_copy",
+    }
+)  # fmt: skip
+
+
+def op_seconds(op: Op, values: Mapping[str, Value], profile: Profile) -> float:
+    """Seconds that one device spends on `op`, at the local shapes in `values`.
+
+    Matmul-like ops follow the profile's matmul curve, views cost a fraction of
+    a launch, everything else costs the bytes that it reads and writes. Raises
+    RuleError for an op outside every family, and for a collective, whose time
+    is a matter of the cluster (`cost.communication`).
+    """
+    family = family_of(op.target)
+    if family == "collective":
+        raise RuleError(
+            f"{op.target} has no compute time",
+            "Ask meshwright.cost.communication.collective_seconds for it.",
+        )
+    if _only_renames(op, values, family):
+        return profile.op_overhead_s / profile.family_rate.get("view", _VIEW_RATE)
+    rate = profile.family_rate.get(family, 1.0)
+    streaming = streaming_seconds(op_bytes(op, values), profile)
+    if family in COMPUTE_BOUND:
+        flops = op_flops(op, values)
+        dtype = next((values[item].dtype for item in op.operands()), profile.matmul_dtype)
+        rate *= profile.dtype_rate.get(dtype, 1.0) if dtype != profile.matmul_dtype else 1.0
+        return max(_compute_seconds(flops, rate, profile), streaming)
+    return profile.op_overhead_s + max(streaming - profile.op_overhead_s, 0.0) / rate
+
+
+def streaming_seconds(nbytes: float, profile: Profile) -> float:
+    """Seconds of one pointwise op that reads and writes `nbytes` in all, launch included."""
+    if profile.memory:
+        return interpolate(profile.memory, max(nbytes, 1.0))
+    return profile.op_overhead_s + nbytes / profile.memory_bytes_per_s
+
+
+def op_bytes(op: Op, values: Mapping[str, Value]) -> int:
+    """Bytes that an op reads and writes, its operands counted once each.
+
+    An expanded operand counts as the memory behind it.
+    """
+    name = op.target.split(".")[1] if "." in op.target else op.target
+    results = sum(values[item].nbytes for item in op.results if item is not None)
+    if name.startswith(("empty", "new_empty")):
+        return 0
+    if family_of(op.target) == "factory":
+        return results  # the operand of a *_like op lends its shape alone
+    total = results
+    seen: set[str] = set()
+    for operand in op.operands():
+        if operand in seen:
+            continue
+        seen.add(operand)
+        value = values[operand]
+        owner = values.get(value.storage, value)
+        total += min(value.nbytes, owner.nbytes)
+    if name in _ROW_READERS and op.args:
+        table = next(iter(refs(op.args[0])), None)
+        if table is not None:
+            total -= max(values[table].nbytes - results, 0)
+    return max(total, results)
+
+
+def _compute_seconds(flops: float, rate: float, profile: Profile) -> float:
+    launch = profile.op_overhead_s
+    plain = interpolate(profile.matmul, max(flops, 1.0))
+    # A slower kernel or dtype slows the arithmetic, not the launch.
+    return launch + max(plain - launch, 0.0) / rate
+
+
+def _only_renames(op: Op, values: Mapping[str, Value], family: Family) -> bool:
+    in_place = op.target.split(".")[1].endswith("_")
+    if in_place or not op.results:
+        return family == "view"
+    return all(item is None or values[item].is_view for item in op.results)

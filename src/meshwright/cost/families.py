@@ -1,0 +1,170 @@
+"""The op families: the one table that says how an op's time is counted."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+from meshwright.errors import RuleError
+
+Family = Literal[
+    "matmul", "convolution", "attention", "recurrent", "pointwise", "transcendental", "reduction",
+    "normalisation", "softmax", "indexing", "pooling", "factory", "random", "view", "copy",
+    "collective",
+]  # fmt: skip
+
+COMPUTE_BOUND: frozenset[Family] = frozenset({"matmul", "convolution", "attention", "recurrent"})
+
+# Names are of ATen packets, without namespace, overload or the underscore of
+# the in-place form.
+_NAMES: dict[Family, str] = {
+    "matmul": """
+        mm addmm bmm baddbmm addbmm matmul linear dot vdot mv addmv addr ger outer
+        _addmm_activation linear_backward _grouped_mm _scaled_mm""",
+    "convolution": """
+        convolution _convolution convolution_backward convolution_overrideable
+        mkldnn_convolution cudnn_convolution conv1d conv2d conv3d conv_transpose1d
+        conv_transpose2d conv_transpose3d""",
+    "attention": """
+        scaled_dot_product_attention
+        _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_backward
+        _scaled_dot_product_flash_attention_for_cpu
+        _scaled_dot_product_flash_attention_for_cpu_backward
+        _scaled_dot_product_efficient_attention _scaled_dot_product_efficient_attention_backward
+        _scaled_dot_product_cudnn_attention _scaled_dot_product_cudnn_attention_backward
+        _scaled_dot_product_attention_math _scaled_dot_product_attention_math_for_mps
+        _scaled_dot_product_fused_attention_overrideable
+        _scaled_dot_product_fused_attention_overrideable_backward
+        _flash_attention_forward _flash_attention_backward
+        _efficient_attention_forward _efficient_attention_backward""",
+    "recurrent": "mkldnn_rnn_layer mkldnn_rnn_layer_backward _cudnn_rnn _cudnn_rnn_backward",
+    "pointwise": """
+        abs add addcdiv addcmul angle bitwise_and bitwise_left_shift bitwise_not bitwise_or
+        bitwise_right_shift bitwise_xor ceil clamp clamp_max clamp_min clip conj_physical copysign
+        deg2rad div eq floor floor_divide fmax fmin fmod frac frexp gcd ge greater greater_equal gt
+        hardshrink hardshrink_backward hardsigmoid hardsigmoid_backward hardswish
+        hardswish_backward hardtanh hardtanh_backward heaviside hypot isfinite isinf isnan isneginf
+        isposinf isreal lcm ldexp le leaky_relu leaky_relu_backward lerp less less_equal
+        logical_and logical_not logical_or logical_xor lt masked_fill masked_scatter
+        maximum minimum mul multiply nan_to_num native_dropout_backward ne neg negative nextafter
+        not_equal polar positive rad2deg reciprocal relu relu6 remainder
+        round rrelu_with_noise_backward rsub sgn sign signbit softshrink softshrink_backward sqrt
+        rsqrt square sub subtract threshold threshold_backward true_divide trunc where
+        _prelu_kernel _prelu_kernel_backward prelu glu glu_backward complex
+        mse_loss mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss
+        huber_loss_backward l1_loss binary_cross_entropy binary_cross_entropy_backward
+        isclose isin triu tril""",
+    "transcendental": """
+        acos acosh asin asinh atan atan2 atanh celu cos cosh digamma elu elu_backward erf erfc
+        erfinv exp exp2 expm1 gelu gelu_backward i0 igamma igammac lgamma log log10 log1p log2
+        log_sigmoid_forward log_sigmoid_backward logaddexp logaddexp2 logit logit_backward mish
+        mish_backward mvlgamma polygamma pow selu sigmoid sigmoid_backward silu silu_backward sin
+        sinc sinh softplus softplus_backward tan tanh tanh_backward xlogy float_power
+        binary_cross_entropy_with_logits kl_div""",
+    "reduction": """
+        sum mean prod amax amin max min all any argmax argmin aminmax std std_mean var var_mean
+        norm linalg_vector_norm nansum nanmean median nanmedian mode kthvalue topk sort argsort
+        unique unique_consecutive _unique2 bincount histc count_nonzero logsumexp cumsum cumprod
+        cummax cummin logcumsumexp _logcumsumexp trace dist cdist _cdist_forward _cdist_backward
+        _pdist_forward searchsorted bucketize equal item _local_scalar_dense trapezoid
+        nll_loss nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward
+        nll_loss_nd cross_entropy_loss value_selecting_reduction_backward""",
+    "normalisation": """
+        native_layer_norm native_layer_norm_backward layer_norm native_group_norm
+        native_group_norm_backward group_norm native_batch_norm native_batch_norm_backward
+        _native_batch_norm_legit _native_batch_norm_legit_functional
+        _native_batch_norm_legit_no_training cudnn_batch_norm cudnn_batch_norm_backward
+        _batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update
+        batch_norm_backward batch_norm rms_norm _fused_rms_norm _fused_rms_norm_backward
+        renorm _weight_norm_interface _weight_norm_interface_backward""",
+    "softmax": """
+        _softmax softmax _log_softmax log_softmax _softmax_backward_data
+        _log_softmax_backward_data _safe_softmax _masked_softmax _masked_softmax_backward""",
+    "indexing": """
+        embedding embedding_dense_backward embedding_backward _embedding_bag
+        _embedding_bag_forward_only _embedding_bag_dense_backward embedding_renorm gather
+        gather_backward index index_select index_add index_copy index_fill index_put
+        _index_put_impl _unsafe_index _unsafe_index_put _unsafe_masked_index
+        _unsafe_masked_index_put_accumulate index_reduce put take take_along_dim scatter scatter_add
+        scatter_reduce masked_select nonzero argwhere slice_scatter select_scatter
+        diagonal_scatter as_strided_scatter slice_backward select_backward diagonal_backward
+        index_select_backward one_hot unfold_backward""",
+    "pooling": """
+        max_pool1d max_pool2d max_pool2d_with_indices max_pool2d_with_indices_backward
+        max_pool3d_with_indices max_pool3d_with_indices_backward avg_pool1d avg_pool2d
+        avg_pool2d_backward avg_pool3d avg_pool3d_backward _adaptive_avg_pool2d
+        _adaptive_avg_pool2d_backward _adaptive_avg_pool3d _adaptive_avg_pool3d_backward
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool2d_backward
+        adaptive_max_pool3d adaptive_max_pool3d_backward upsample_nearest1d
+        upsample_nearest1d_backward upsample_nearest2d upsample_nearest2d_backward
+        upsample_nearest3d upsample_nearest3d_backward upsample_bilinear2d
+        upsample_bilinear2d_backward _upsample_bilinear2d_aa _upsample_bilinear2d_aa_backward
+        upsample_bicubic2d upsample_bicubic2d_backward upsample_linear1d
+        upsample_linear1d_backward upsample_trilinear3d upsample_trilinear3d_backward
+        grid_sampler_2d grid_sampler_2d_backward grid_sampler_3d im2col col2im pixel_shuffle
+        pixel_unshuffle""",
+    "factory": """
+        zeros ones full empty empty_strided empty_permuted new_zeros new_ones new_full new_empty
+        new_empty_strided zeros_like ones_like full_like empty_like arange linspace logspace eye
+        scalar_tensor tril_indices triu_indices tensor zero fill""",
+    "random": """
+        rand randn randint randperm rand_like randn_like randint_like bernoulli dropout
+        native_dropout
+        normal normal_functional uniform exponential multinomial random log_normal geometric cauchy
+        rrelu_with_noise rrelu_with_noise_functional poisson""",
+    "view": """
+        view _unsafe_view reshape _reshape_alias expand expand_as t transpose permute unsqueeze
+        squeeze select slice split split_with_sizes chunk unbind narrow diagonal as_strided detach
+        alias movedim swapaxes flatten unflatten view_as view_as_real view_as_complex real imag
+        conj _conj _neg_view resolve_conj resolve_neg unfold lift lift_fresh lift_fresh_copy
+        sym_size sym_numel sym_stride adjoint mT broadcast_to tensor_split unsafe_split
+        unsafe_split_with_sizes unsafe_chunk _assert_async
+        _assert_scalar _assert_tensor_metadata""",
+    "copy": """
+        clone copy _to_copy to contiguous cat concat concatenate stack hstack vstack dstack repeat
+        repeat_interleave tile flip roll rot90 pad constant_pad_nd reflection_pad1d
+        reflection_pad1d_backward reflection_pad2d reflection_pad2d_backward replication_pad1d
+        replication_pad1d_backward replication_pad2d replication_pad2d_backward
+        _pad_circular cartesian_prod meshgrid block_diag diag diag_embed clone_preserve_strides
+        split_copy split_with_sizes_copy permute_copy transpose_copy slice_copy select_copy
+        unbind_copy view_copy expand_copy unfold_copy""",
+}
+
+COLLECTIVES: frozenset[str] = frozenset(
+    {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "halo"}
+)
+
+# Meshwright's own ops that are not plain local helpers.
+_OWN: dict[str, Family] = {
+    **dict.fromkeys(COLLECTIVES, "collective"),
+    "shard": "copy",
+    "dropout": "random",
+    "uniform": "random",
+    "sum_of_squares": "reduction",
+}  # fmt: skip
+
+_FAMILY_OF: dict[str, Family] = {
+    name: family for family, names in _NAMES.items() for name in names.split()
+}
+
+
+@cache
+def family_of(target: str) -> Family:
+    """Family of an op's target, such as `aten.mm.default` or `mesh.all_reduce`.
+
+    Raises RuleError for a target outside every family, since a made-up time
+    would steer the search unseen.
+    """
+    namespace, _, rest = target.partition(".")
+    name = rest.split(".")[0]
+    if namespace == "mesh":
+        return _OWN.get(name, "pointwise")
+    family = _FAMILY_OF.get(name) or _FAMILY_OF.get(name.removesuffix("_"))
+    if namespace != "aten" or family is None:
+        if namespace == "aten" and name.startswith("special_"):
+            return "transcendental"
+        raise RuleError(
+            f"the cost model does not know the op {target}",
+            "Add its name to a family in meshwright/cost/families.py.",
+        )
+    return family
