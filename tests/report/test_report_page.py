@@ -9,7 +9,8 @@ from meshwright.errors import UsageError
 from meshwright.report.charts import MOST_PARTS, chart_data
 from meshwright.report.data import MemoryPoint
 from meshwright.report.page import render, write_report
-from meshwright.report.view import candidates, collectives, key_numbers, loss_note, parameters, view
+from meshwright.report.tables import candidates, collectives, parameters
+from meshwright.report.view import key_numbers, loss_note, view
 
 NASTY = [
     "<script>alert(1)</script>",

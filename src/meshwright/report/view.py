@@ -1,17 +1,17 @@
-"""ReportData as the rows and sentences of the page; all wording and rounding is here."""
+"""ReportData as what the template shows: its numbers, sentences and tables."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from meshwright.plan.types import Alternative, Collective, Decision, ParameterPlan, Plan
+from meshwright.plan.types import Decision, Plan
 from meshwright.report import units
 from meshwright.report.charts import chart_data, folded, part_names
 from meshwright.report.data import LossPoint, ReportData
+from meshwright.report.tables import candidates, collectives, mesh_text, parameters
 
 RESIDENCY_MEANS = {
     "always": "replicated, always gathered",
@@ -27,34 +27,6 @@ class Number(NamedTuple):
     measured: str
     deviation: str
     level: str  # good, fair or poor: how near the prediction was; empty when unknown
-
-
-class Candidate(NamedTuple):
-    chosen: bool
-    fits: bool
-    strategy: str
-    mesh: str
-    microbatches: int
-    step_time: str
-    share: float  # of the slowest candidate's step time, in percent
-    memory: str
-    communication: str
-    note: str
-
-
-class CollectiveRow(NamedTuple):
-    kind: str
-    axis: str
-    planned: str
-    executed: str
-    same: bool | None  # None when nothing was executed
-
-
-class ParameterRow(NamedTuple):
-    name: str
-    alike: int
-    residency: str
-    storage: str
 
 
 def view(data: ReportData) -> dict[str, Any]:
@@ -78,10 +50,6 @@ def view(data: ReportData) -> dict[str, Any]:
         "failed": sum(not check.ok for check in data.checks),
         "charts": chart_data(data),
     }
-
-
-def mesh_text(mesh: dict[str, int]) -> str:
-    return " × ".join(f"{axis} {extent}" for axis, extent in mesh.items()) or "one device"
 
 
 def summary(plan: Plan) -> str:
@@ -159,101 +127,10 @@ def _peak(data: ReportData) -> list[tuple[str, int, str, float]]:
     ]
 
 
-def candidates(plan: Plan) -> list[Candidate]:
-    """The alternatives, those that fit first and the fastest first; the plan is among them."""
-    own = Alternative(
-        **plan.predicted.model_dump(),
-        strategy=plan.strategy,
-        mesh=plan.mesh,
-        microbatches=plan.microbatches,
-    )
-    seen = list(plan.alternatives)
-    chosen = next((a for a in seen if _same_choice(a, own)), None)
-    if chosen is None:
-        chosen = own
-        seen.append(own)
-    seen.sort(key=lambda a: (not a.fits, a.step_time_s, a is not chosen))
-    slowest = max(a.step_time_s for a in seen) or 1.0
-    return [
-        Candidate(
-            chosen=a is chosen,
-            fits=a.fits,
-            strategy=a.strategy,
-            mesh=mesh_text(a.mesh),
-            microbatches=a.microbatches,
-            step_time=units.duration(a.step_time_s),
-            share=100 * a.step_time_s / slowest,
-            memory=units.memory(a.peak_memory_bytes),
-            communication=units.duration(a.communication_s),
-            note=a.note,
-        )
-        for a in seen
-    ]
-
-
-def _same_choice(a: Alternative, own: Alternative) -> bool:
-    return (
-        a.mesh == own.mesh
-        and a.microbatches == own.microbatches
-        and a.peak_memory_bytes == own.peak_memory_bytes
-        and math.isclose(a.step_time_s, own.step_time_s, rel_tol=1e-9)
-    )
-
-
-def collectives(data: ReportData) -> list[CollectiveRow]:
-    planned = _by_kind(data.plan.predicted.collectives)
-    executed = _by_kind(data.measured.collectives) if data.measured else None
-    rows = []
-    for kind, axis in dict.fromkeys([*planned, *(executed or {})]):
-        ours = planned.get((kind, axis))
-        theirs = None if executed is None else executed.get((kind, axis))
-        same = None if executed is None else ours == theirs
-        rows.append(CollectiveRow(kind, axis, _amount(ours), _amount(theirs), same))
-    return rows
-
-
-def _by_kind(items: Iterable[Collective]) -> dict[tuple[str, str], tuple[int, int]]:
-    totals: dict[tuple[str, str], tuple[int, int]] = {}
-    for item in items:
-        count, size = totals.get((item.kind, item.axis), (0, 0))
-        totals[item.kind, item.axis] = (count + item.count, size + item.bytes)
-    return totals
-
-
-def _amount(amount: tuple[int, int] | None) -> str:
-    if amount is None:
-        return "none"
-    return f"{units.count(amount[0])} · {units.memory(amount[1])}"
-
-
 def _whole(decision: Decision) -> str:
     if decision.extent is None:
         return str(decision.dim)
     return f"{decision.dim}, {decision.extent} after {decision.outer}"
-
-
-def parameters(plans: dict[str, ParameterPlan]) -> list[ParameterRow]:
-    """One row for all parameters that differ in a layer's number alone and are planned alike."""
-    alike: dict[tuple[str, ParameterPlan], list[str]] = {}
-    for name, plan in plans.items():
-        pattern = re.sub(r"(?:(?<=\.)|^)\d+(?=\.|$)", "*", name)
-        alike.setdefault((pattern, plan), []).append(name)
-    return [
-        ParameterRow(
-            name=names[0] if len(names) == 1 else pattern,
-            alike=len(names),
-            residency=plan.residency,
-            storage=_storage(plan),
-        )
-        for (pattern, plan), names in alike.items()
-    ]
-
-
-def _storage(plan: ParameterPlan) -> str:
-    if not plan.storage_axes:
-        return "whole"
-    dim = "" if plan.storage_dim is None else f" on dim {plan.storage_dim}"
-    return f"cut over {', '.join(plan.storage_axes)}{dim}"
 
 
 def _residencies(plan: Plan) -> list[tuple[str, int, str]]:
