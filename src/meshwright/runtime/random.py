@@ -10,7 +10,7 @@ short it draws an enclosing range and keeps its part, whichever costs less.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meshwright.layout.types import Split
+from meshwright.runtime.primitives import Cut, shard
 
 Cuts = Sequence[tuple[Split, int, int, int]]  # as returned by `layout.types.cuts`
 
@@ -83,13 +84,13 @@ class _Cover:
 
     starts, lengths: runs of the whole tensor to draw one after another. [runs]
     drawn: their shape, dims that are drawn whole included.
-    keep: (dim, positions) to select from what was drawn.
+    keep: cuts of the dims that are drawn whole: (cut, index, parts).
     """
 
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     drawn: tuple[int, ...]
-    keep: tuple[tuple[int, Tensor], ...]
+    keep: tuple[tuple[Cut, int, int], ...]
 
 
 def _draw(
@@ -110,8 +111,8 @@ def _draw(
         filled += length
         count = target - (-(skip + length) // per_count)
     result = torch.from_numpy(out).view(cover.drawn)
-    for dim, positions in cover.keep:
-        result = result.index_select(dim, positions)
+    for cut, index, parts in cover.keep:
+        result = shard(result, cut, index, parts)
     return result
 
 
@@ -144,12 +145,21 @@ def _cover(shape: tuple[int, ...], cuts: tuple[tuple[Split, int, int, int], ...]
         tuple(starts.tolist()),
         tuple(lengths.reshape(-1).tolist()),
         (*(len(held[dim]) for dim in range(best + 1)), *shape[best + 1 :]),
-        tuple(
-            (dim, torch.from_numpy(held[dim]))
-            for dim in range(best + 1, len(shape))
-            if len(held[dim]) != shape[dim]
-        ),
+        tuple(_later_cuts(shape, cuts, best)),
     )
+
+
+def _later_cuts(
+    shape: tuple[int, ...], cuts: tuple[tuple[Split, int, int, int], ...], level: int
+) -> Iterator[tuple[Cut, int, int]]:
+    """The cuts of dims after `level`, each with the minor size that it finds."""
+    sizes = list(shape)
+    for split, parts, index, extent in cuts:
+        if split.dim > level:
+            minor = sizes[split.dim] // (split.outer * extent) if extent else 0
+            cut = Cut(split.dim, split.outer, extent, minor)
+            sizes[split.dim] = cut.size(cut.part(index, parts)[1])
+            yield cut, index, parts
 
 
 def _positions(
