@@ -1,0 +1,211 @@
+"""Turns a Recording into a Program: live ops only, readable names, plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meshwright.capture.location import Line, source
+from meshwright.capture.recorder import RecordedOp, Recording, Slot
+from meshwright.errors import CaptureError
+from meshwright.program.types import (
+    ITEM_BYTES,
+    Argument,
+    Input,
+    InputKind,
+    Op,
+    Program,
+    Ref,
+    Source,
+    Symbol,
+    Value,
+)
+from meshwright.torch_private import storage_key
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input of the step and the number of its value."""
+
+    number: int
+    kind: InputKind
+    path: str
+    trainable: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Numbers of the values that the step gives; `buffers` holds the changed ones only."""
+
+    loss: int
+    gradients: Mapping[str, int | None]
+    buffers: Mapping[str, int]
+
+
+def assemble(
+    recording: Recording, inputs: list[InputSpec], outputs: Outputs
+) -> tuple[Program, dict[str, Tensor]]:
+    """The Program, and the real tensors of its constants by path."""
+    ops = _live_ops(recording.ops, outputs)
+    used = {number for op in ops for number in _numbers(op.args, op.kwargs)}
+    used |= {outputs.loss, *outputs.buffers.values()}
+    used |= {number for number in outputs.gradients.values() if number is not None}
+    constants = [
+        InputSpec(number, "constant", f"constant.{index}")
+        for index, number in enumerate(n for n in recording.constants if n in used)
+    ]
+    inputs = inputs + constants
+
+    names = _Names()
+    for item in inputs:
+        names.give(item.number, item.path)
+    op_names = [names.give_op(op) for op in ops]
+
+    values: dict[str, Value] = {}
+    owners: dict[int, str] = {}
+    produced = [item.number for item in inputs]
+    produced += [number for op in ops for number in op.results if number is not None]
+    for number in produced:
+        fake = recording.values[number]
+        name = names[number]
+        owner = owners.setdefault(storage_key(fake), name)
+        values[name] = Value(name, tuple(int(n) for n in fake.shape), _dtype(fake.dtype), owner)
+
+    sources: dict[tuple[str, Line], Source] = {}
+    program = Program(
+        values=values,
+        inputs=tuple(
+            Input(names[i.number], i.kind, i.path, i.trainable, i.aliases) for i in inputs
+        ),
+        ops=tuple(
+            _op(name, op, names, sources) for name, op in zip(op_names, ops, strict=True)
+        ),
+        loss=names[outputs.loss],
+        gradients={
+            path: None if number is None else names[number]
+            for path, number in outputs.gradients.items()
+        },
+        buffer_updates={path: names[number] for path, number in outputs.buffers.items()},
+    )
+    return program, {item.path: recording.constants[item.number] for item in constants}
+
+
+def _live_ops(ops: list[RecordedOp], outputs: Outputs) -> list[RecordedOp]:
+    needed = {outputs.loss, *outputs.buffers.values()}
+    needed |= {number for number in outputs.gradients.values() if number is not None}
+    live: list[RecordedOp] = []
+    for op in reversed(ops):
+        if not needed.isdisjoint(op.results):
+            live.append(op)
+            needed |= _numbers(op.args, op.kwargs)
+    live.reverse()
+    return live
+
+
+def _numbers(args: Any, kwargs: Mapping[str, Any]) -> set[int]:
+    found: set[int] = set()
+    pending: list[Any] = [args, *kwargs.values()]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, Slot):
+            found.add(item.number)
+        elif isinstance(item, tuple):
+            pending.extend(item)
+    return found
+
+
+class _Names:
+    """Gives each value a name that stays when other parts of the model change.
+
+    `blocks.0.attn/view.2` is the third `view` of that module's forward; what
+    its backward computes is under `blocks.0.attn/backward/`, and what the loss
+    callable does outside of the model under `loss/`.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._repeats: dict[str, int] = {}
+        self._taken: set[str] = set()
+
+    def __getitem__(self, number: int) -> str:
+        return self._names[number]
+
+    def _unique(self, wanted: str) -> str:
+        repeat = self._repeats.get(wanted, 0)
+        while True:
+            name = f"{wanted}.{repeat}" if repeat else wanted
+            repeat += 1
+            if name not in self._taken:
+                break
+        self._repeats[wanted] = repeat
+        self._taken.add(name)
+        return name
+
+    def give(self, number: int, wanted: str) -> None:
+        self._names[number] = self._unique(wanted)
+
+    def give_op(self, op: RecordedOp) -> str:
+        place = op.module if op.in_model else "loss"
+        parts = [place] if place else []
+        if op.phase == "backward":
+            parts.append("backward")
+        name = self._unique("/".join([*parts, op.func._schema.name.partition("::")[2]]))
+        for index, number in enumerate(op.results):
+            if number is not None:
+                self._names[number] = f"{name}:{index}" if index else name
+        return name
+
+
+def _op(
+    name: str, op: RecordedOp, names: _Names, sources: dict[tuple[str, Line], Source]
+) -> Op:
+    key = op.module, op.line
+    if key not in sources:
+        sources[key] = source(*key)
+    return Op(
+        name=name,
+        target=str(op.func),
+        args=tuple(_argument(item, names, op) for item in op.args),
+        kwargs=tuple((key, _argument(item, names, op)) for key, item in op.kwargs.items()),
+        results=tuple(None if number is None else names[number] for number in op.results),
+        returns_tuple=op.returns_tuple,
+        phase=op.phase,
+        source=sources[key],
+    )
+
+
+def _argument(item: Any, names: _Names, op: RecordedOp) -> Argument:
+    if isinstance(item, Slot):
+        return Ref(names[item.number])
+    if isinstance(item, tuple):
+        return tuple(_argument(part, names, op) for part in item)
+    if item is None or isinstance(item, (bool, int, float, str, complex)):
+        return item
+    if isinstance(item, torch.dtype):
+        return Symbol("dtype", _dtype(item))
+    if isinstance(item, torch.device):
+        return Symbol("device", item.type)
+    if isinstance(item, torch.layout):
+        return Symbol("layout", str(item).removeprefix("torch."))
+    if isinstance(item, torch.memory_format):
+        return Symbol("memory_format", str(item).removeprefix("torch."))
+    where = source(op.module, op.line)
+    raise CaptureError(
+        f"{op.func} in {where} takes a {type(item).__name__}, which a Program can't hold.",
+        "Draw random numbers from the default generator, and pass plain numbers and tensors.",
+    )
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in ITEM_BYTES:
+        raise CaptureError(
+            f"The step holds a tensor of dtype {name}, which Meshwright doesn't know.",
+            f"Use one of {', '.join(ITEM_BYTES)}.",
+        )
+    return name

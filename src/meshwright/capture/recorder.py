@@ -1,0 +1,247 @@
+"""Records the ops of a step as it runs on fake tensors.
+
+The recorder sits below autograd and below functionalization: what it sees are
+pure ATen ops, forward and backward alike, each with the fakes that it takes
+and gives. Composite ops arrive already decomposed by PyTorch, all others whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meshwright.capture.location import NOWHERE, Line, Lines, RunningModules
+from meshwright.errors import CaptureError
+from meshwright.program.types import Phase
+from meshwright.torch_private import (
+    FakeTensor,
+    FakeTensorMode,
+    OpOverload,
+    TorchDispatchMode,
+    current_autograd_node,
+    next_sequence_number,
+    without_modes,
+)
+
+_aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
+
+# Ops that give their argument back, as far as numbers go.
+_SAME = frozenset({
+    _aten.detach.default, _aten.alias.default, _aten.lift_fresh.default, _aten.lift.default,
+})  # fmt: skip
+
+# Checks and hints without a result that anything depends on.
+_IGNORED = frozenset({
+    "aten::_assert_async", "aten::_assert_scalar", "aten::_assert_tensor_metadata",
+    "aten::_functional_assert_async", "aten::record_stream", "aten::sym_constrain_range",
+    "aten::sym_constrain_range_for_size", "profiler::_record_function_enter_new",
+    "profiler::_record_function_exit",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The use of a recorded value, by number."""
+
+    number: int
+
+
+@dataclass(slots=True)
+class RecordedOp:
+    func: OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    results: tuple[int | None, ...]
+    returns_tuple: bool
+    phase: Phase
+    module: str
+    in_model: bool  # false for what the loss callable does outside of the model
+    line: Line
+
+
+@dataclass(slots=True)
+class RecordedInput:
+    """A tensor that the step takes; `tensor` is its fake."""
+
+    number: int
+    tensor: Tensor
+
+
+ForeignFake = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Recording:
+    """Everything that ran, in order. `values[i]` is the fake of value `i`."""
+
+    values: list[Tensor] = field(default_factory=list)
+    ops: list[RecordedOp] = field(default_factory=list)
+    constants: dict[int, Tensor] = field(default_factory=dict)  # number -> the real tensor
+
+
+class Recorder(TorchDispatchMode):
+    """Fills a Recording while it is the innermost dispatch mode.
+
+    modules: tells which module is running. stop: the code object below which
+    user frames are looked for. foreign: gives the real value of a fake that
+    the step uses though it is no input (a tensor that the model made when it
+    was built and kept as a plain attribute).
+    """
+
+    def __init__(
+        self,
+        fake_mode: FakeTensorMode,
+        modules: RunningModules,
+        stop: CodeType,
+        foreign: ForeignFake,
+    ) -> None:
+        super().__init__()
+        self.recording = Recording()
+        self.phase: Phase = "forward"
+        self._fake_mode = fake_mode
+        self._modules = modules
+        self._lines = Lines()
+        self._stop = stop
+        self._foreign = foreign
+        self._numbers: dict[int, int] = {}  # id of a fake -> its value
+        self._held: list[Tensor] = []  # keeps those ids, and the storages' identities, in use
+        self._reals: dict[int, Tensor] = {}  # id of a real tensor -> its fake
+        self._origins: dict[int, tuple[str, bool, Line]] = {}  # autograd node -> forward op
+
+    def add_input(self, fake: Tensor) -> int:
+        number = len(self.recording.values)
+        self.recording.values.append(fake)
+        self._bind(fake, number)
+        return number
+
+    def number_of(self, fake: Tensor) -> int | None:
+        return self._numbers.get(id(fake))
+
+    def _bind(self, fake: Tensor, number: int) -> None:
+        self._numbers[id(fake)] = number
+        self._held.append(fake)
+
+    def _number(self, tensor: Tensor) -> int:
+        number = self._numbers.get(id(tensor))
+        if number is None:
+            number = self._constant(tensor, self._foreign(tensor))
+        return number
+
+    def _constant(self, fake: Tensor, real: Tensor) -> int:
+        number = self.add_input(fake)
+        self.recording.constants[number] = real
+        return number
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        """The fake of a real tensor that the step uses; it becomes a constant."""
+        fake = self._reals.get(id(tensor))
+        if fake is None:
+            with without_modes():
+                real = tensor.detach().clone()
+                fake = self._fake_mode.from_tensor(tensor.detach())
+            self._reals[id(tensor)] = fake
+            self._held.append(tensor)
+            self._constant(fake, real)
+        return fake
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
+        kwargs = kwargs or {}
+        if func is _aten.lift_fresh.default and not isinstance(args[0], FakeTensor):
+            return self._lift(args[0])
+        args = tuple(self._replace(item) for item in args)
+        kwargs = {key: self._replace(item) for key, item in kwargs.items()}
+        if func._schema.is_mutable:
+            return self._write(func, args, kwargs)
+        if func is _aten.native_batch_norm.default and args[5] and args[3] is not None:
+            return self._batch_norm(args)
+        output = func(*args, **kwargs)
+        if func in _SAME:
+            self._bind(output, self._number(args[0]))
+        elif func._schema.name not in _IGNORED:
+            self._record(func, args, kwargs, output)
+        return output
+
+    def _lift(self, real: Tensor) -> Tensor:
+        # The fake keeps the real value too, which answers `.item()` on it.
+        fake = _aten.lift_fresh.default(real)
+        with without_modes():
+            self._constant(fake, real.detach().clone())
+        return fake
+
+    def _replace(self, item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return item if isinstance(item, FakeTensor) else self._fake(item)
+        if isinstance(item, (list, tuple)):
+            return [self._replace(part) for part in item]
+        return item
+
+    def _batch_norm(self, args: tuple[Any, ...]) -> Any:
+        """Training batch norm writes its running statistics though its schema hides it."""
+        func = _aten._native_batch_norm_legit_functional.default
+        output = func(*args)
+        self._record(func, args, {}, output)
+        for buffer, updated in zip(args[3:5], output[3:5], strict=True):
+            self._numbers[id(buffer)] = self._numbers[id(updated)]
+        return tuple(output[:3])
+
+    def _write(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A write that functionalization left: its target is no input and no result of the step."""
+        if func._schema.name in _IGNORED:
+            return func(*args, **kwargs)
+        raise CaptureError(
+            f"{func} writes to a tensor that the model holds as a plain attribute.",
+            "Register the tensor with register_buffer, so that its updates are part of the step.",
+        )
+
+    def _record(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        returns_tuple = isinstance(output, (tuple, list))
+        outputs = tuple(output) if returns_tuple else (output,)
+        if not any(isinstance(item, Tensor) for item in outputs):
+            return
+        module, in_model, line = self._origin()
+        recorded_args = tuple(self._slots(item) for item in args)
+        recorded_kwargs = {key: self._slots(item) for key, item in kwargs.items()}
+        results = tuple(
+            self.add_input(item) if isinstance(item, Tensor) else None for item in outputs
+        )
+        self.recording.ops.append(
+            RecordedOp(
+                func, recorded_args, recorded_kwargs, results, returns_tuple,
+                self.phase, module, in_model, line,
+            )
+        )  # fmt: skip
+
+    def _slots(self, item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return Slot(self._number(item))
+        if isinstance(item, (list, tuple)):
+            return tuple(self._slots(part) for part in item)
+        return item
+
+    def _origin(self) -> tuple[str, bool, Line]:
+        node = current_autograd_node() if self.phase == "backward" else None
+        # A module that runs inside the backward is the user's own recomputation.
+        if node is not None and not self._modules.inside:
+            while node >= 0 and node not in self._origins:
+                node -= 1
+            return self._origins.get(node, ("", False, NOWHERE))
+        origin = (self._modules.innermost, self._modules.inside, self._lines.running(self._stop))
+        # Autograd makes the node of an op just before the op itself runs.
+        self._origins.setdefault(next_sequence_number() - 1, origin)
+        return origin

@@ -1,0 +1,68 @@
+"""Puts functional tensors in a module's place for one trace, and takes them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from meshwright.torch_private import to_functional
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Puts every attribute of the module and its submodules back at the end."""
+    before: list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]]]] = [
+        (owner, dict(owner.__dict__), {key: dict(owner.__dict__[key]) for key in _TABLES})
+        for owner in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for owner, attributes, tables in before:
+            owner.__dict__.clear()
+            owner.__dict__.update(attributes)
+            for key, table in tables.items():
+                current = owner.__dict__[key]
+                current.clear()
+                current.update(table)
+
+
+def make_functional(module: nn.Module) -> dict[str, Tensor]:
+    """Replaces all parameters and buffers by functional tensors; returns them by every name."""
+    wrapped: dict[int, Tensor] = {}
+    held: list[Tensor] = []
+    found: dict[str, Tensor] = {}
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        for table, wrap in ((owner._parameters, _parameter), (owner._buffers, to_functional)):
+            _replace(table, wrap, wrapped, held)
+            for key, tensor in table.items():
+                if tensor is not None:
+                    found[f"{prefix}.{key}" if prefix else key] = tensor
+        if isinstance(owner, nn.RNNBase):
+            owner._flat_weights = [getattr(owner, name) for name in owner._flat_weights_names]
+    return found
+
+
+def _replace(
+    table: dict[str, Any],
+    wrap: Callable[[Tensor], Tensor],
+    wrapped: dict[int, Tensor],
+    held: list[Tensor],
+) -> None:
+    for key, tensor in table.items():
+        if tensor is None:
+            continue
+        if id(tensor) not in wrapped:
+            held.append(tensor)
+            new = wrap(tensor)
+            wrapped[id(tensor)] = wrapped[id(new)] = new
+        table[key] = wrapped[id(tensor)]
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(to_functional(tensor.detach()), requires_grad=tensor.requires_grad)

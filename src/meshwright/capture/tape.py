@@ -1,0 +1,238 @@
+"""Records how a model is built, on fakes, so that it can be built for real later.
+
+Tensors are told apart by the memory that they lie on, not by their identity:
+a `View` is a region of a numbered storage. So views need no replay, and neither
+`parameter.data = ...` nor tied parameters need special care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meshwright.errors import CaptureError
+from meshwright.torch_private import (
+    FakeTensor,
+    FakeTensorMode,
+    OpOverload,
+    TorchDispatchMode,
+    storage_key,
+    without_modes,
+)
+
+_aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
+BUILD_IT_YOURSELF = "Build the module yourself and pass the module instead of the callable."
+
+# The default generator's state while recording: unlike any that a user sets.
+_MARK = 0x6D657368
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A region of a storage, read as elements of a dtype; all but `storage` as in as_strided."""
+
+    storage: int
+    dtype: torch.dtype
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+@dataclass(slots=True)
+class Step:
+    """One op of the construction. `generator` numbers the one it draws from, 0 the default.
+
+    `state` is the state to put the generator in first: the user seeded it.
+    """
+
+    func: OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[View | None, ...]
+    writes: frozenset[int]
+    default_dtype: torch.dtype
+    random: bool = False
+    generator: int = 0
+    state: Tensor | None = None
+
+
+@dataclass
+class Tape:
+    """The construction: steps in order, storage sizes in bytes, and storages that came filled."""
+
+    steps: list[Step] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    given: dict[int, Tensor] = field(default_factory=dict)  # storage -> its bytes
+    _numbers: dict[int, int] = field(default_factory=dict)
+    _held: list[Tensor] = field(default_factory=list)  # keeps storage identities in use
+
+    def knows(self, tensor: Tensor) -> bool:
+        return storage_key(tensor) in self._numbers
+
+    def view(self, tensor: Tensor) -> View:
+        return View(
+            self._numbers[storage_key(tensor)],
+            tensor.dtype,
+            tuple(int(n) for n in tensor.shape),
+            tuple(int(n) for n in tensor.stride()),
+            int(tensor.storage_offset()),
+        )
+
+    def add(self, tensor: Tensor) -> int:
+        number = len(self.sizes)
+        self.sizes.append(int(tensor.untyped_storage().nbytes()))
+        self._numbers[storage_key(tensor)] = number
+        self._held.append(tensor)
+        return number
+
+    def add_given(self, real: Tensor, fake: Tensor) -> None:
+        """A real tensor that the construction uses, such as one from NumPy."""
+        if not self.knows(fake):
+            number = self.add(fake)
+            with without_modes():
+                whole = torch.empty(0, dtype=torch.uint8).set_(real.untyped_storage())
+                self.given[number] = whole.clone()
+        self._numbers[storage_key(real)] = self._numbers[storage_key(fake)]
+        self._held.append(real)
+
+
+class TapeRecorder(TorchDispatchMode):
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.tape = Tape()
+        self._fake_mode = fake_mode
+        self._generators: dict[int, tuple[int, torch.Generator, Tensor]] = {}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Records what runs within, and leaves the caller's random state as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_MARK)
+            default = torch.default_generator
+            self._generators[id(default)] = 0, default, default.get_state()
+            with self._fake_mode, self:
+                yield
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
+        kwargs = kwargs or {}
+        if func is _aten.lift_fresh.default and not isinstance(args[0], FakeTensor):
+            real = args[0]
+            fake = func(real)
+            self.tape.add_given(real, fake)
+            return fake
+        args = tuple(self._replace(item) for item in args)
+        kwargs = {key: self._replace(item) for key, item in kwargs.items()}
+        _refuse_unreplayable(func, args)
+        writes = self._written(func, args, kwargs)
+        inputs = self._freeze(args), {key: self._freeze(item) for key, item in kwargs.items()}
+        output = func(*args, **kwargs)
+        self._append(func, inputs[0], inputs[1], output, writes)
+        return output
+
+    def _replace(self, item: Any) -> Any:
+        if isinstance(item, Tensor) and not isinstance(item, FakeTensor):
+            fake = self._fake_mode.from_tensor(item)
+            self.tape.add_given(item, fake)
+            return fake
+        if isinstance(item, (list, tuple)):
+            return [self._replace(part) for part in item]
+        return item
+
+    def _freeze(self, item: Any) -> Any:
+        """The argument with its tensors as views, taken before the op can change them."""
+        if isinstance(item, Tensor):
+            if not self.tape.knows(item):
+                raise CaptureError(
+                    "The callable that builds the model uses a tensor made outside of it, "
+                    "whose values are not known.",
+                    BUILD_IT_YOURSELF,
+                )
+            return self.tape.view(item)
+        if isinstance(item, (list, tuple)):
+            return tuple(self._freeze(part) for part in item)
+        return item
+
+    def _written(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> frozenset[int]:
+        if not func._schema.is_mutable:
+            return frozenset()
+        found: set[int] = set()
+        for index, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            item = args[index] if index < len(args) else kwargs.get(argument.name)
+            for tensor in item if isinstance(item, (list, tuple)) else (item,):
+                if isinstance(tensor, Tensor) and self.tape.knows(tensor):
+                    found.add(self.tape.view(tensor).storage)
+        return frozenset(found)
+
+    def _append(
+        self,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Any,
+        writes: frozenset[int],
+    ) -> None:
+        outputs = tuple(output) if isinstance(output, (list, tuple)) else (output,)
+        fresh = [
+            isinstance(item, Tensor) and not self.tape.knows(item) for item in outputs
+        ]
+        if not writes and not any(fresh):
+            return  # a view, or nothing that lasts
+        for item, is_fresh in zip(outputs, fresh, strict=True):
+            if is_fresh and not self.tape.knows(item):
+                self.tape.add(item)
+        step = Step(
+            func, args, kwargs,
+            tuple(
+                self.tape.view(item) if is_fresh else None
+                for item, is_fresh in zip(outputs, fresh, strict=True)
+            ),
+            writes, torch.get_default_dtype(),
+        )  # fmt: skip
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            step.random = True
+            step.generator, step.state = self._generator(kwargs.get("generator"))
+        self.tape.steps.append(step)
+
+    def _generator(self, generator: torch.Generator | None) -> tuple[int, Tensor | None]:
+        # Fakes draw nothing, so a state that changed was set by the user.
+        generator = torch.default_generator if generator is None else generator
+        with without_modes():
+            return self._changed_state(generator)
+
+    def _changed_state(self, generator: torch.Generator) -> tuple[int, Tensor | None]:
+        state = generator.get_state()
+        number, _, before = self._generators.get(
+            id(generator), (len(self._generators), generator, None)
+        )
+        self._generators[id(generator)] = number, generator, state
+        changed = before is None or not torch.equal(before, state)
+        return number, state if changed else None
+
+
+def _refuse_unreplayable(func: OpOverload, args: tuple[Any, ...]) -> None:
+    name = func._schema.name
+    reads_file = name == "aten::set_" and not isinstance(args[1] if len(args) > 1 else None, Tensor)
+    if reads_file or name in ("aten::resize_", "aten::resize_as_"):
+        raise CaptureError(
+            "The callable that builds the model loads or resizes memory "
+            f"({func}), which can't be done without the values.",
+            BUILD_IT_YOURSELF,
+        )

@@ -1,0 +1,125 @@
+"""Every part of PyTorch that Meshwright uses though it isn't documented, and why.
+
+Nothing else in the project imports these. `tests/test_torch_private.py` checks
+each one by what it does, so that a PyTorch release that moves or changes one
+fails there, by name, and not somewhere inside a capture.
+
+FakeTensorMode, FakeTensor
+    tensors with a shape, dtype, strides and storage identity but no memory.
+    The public `meta` device is no substitute: it hides the real device, so
+    that device-dependent choices (which attention kernel) would differ.
+DataDependentOutputException, DynamicOutputShapeException,
+UnsupportedOperatorException
+    what fake tensors raise when an op needs values that don't exist.
+TorchDispatchMode
+    sees every ATen op below autograd: how the step and the construction of a
+    model are recorded. Public in effect, and named without an underscore, but
+    in a private module.
+without_modes
+    real computation inside of a dispatch mode, such as cloning a constant.
+OpOverload
+    the type of what a dispatch mode sees, for annotations.
+functionalization
+    C++ functionalization: in-place ops and writes through views reach a
+    dispatch mode as pure ops. The public `torch.func.functionalize` can't be
+    used around `torch.autograd.grad` and module state.
+current_autograd_node, next_sequence_number
+    which forward op a backward op differentiates.
+flatten_with_paths, flatten, key_path, TreeSpec
+    the pytree whose registrations (named tuples, Hugging Face outputs)
+    `torch.func` and `torch.export` use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as without_modes
+from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path
+
+__all__ = [
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeTensor",
+    "FakeTensorMode",
+    "OpOverload",
+    "TorchDispatchMode",
+    "TreeSpec",
+    "UnsupportedOperatorException",
+    "current_autograd_node",
+    "flatten",
+    "flatten_with_paths",
+    "from_functional",
+    "functionalization",
+    "is_functional",
+    "next_sequence_number",
+    "storage_key",
+    "to_functional",
+    "without_modes",
+]
+
+
+@contextmanager
+def functionalization() -> Iterator[None]:
+    """Within it, ops on functional tensors never write: dispatch modes see pure ops only."""
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        yield
+    finally:
+        torch._disable_functionalization()
+
+
+def to_functional(tensor: Tensor) -> Tensor:
+    """A wrapper that turns writes into rebinding of the tensor that it holds."""
+    return torch._to_functional_tensor(tensor)
+
+
+def is_functional(tensor: Tensor) -> bool:
+    return bool(torch._is_functional_tensor(tensor))
+
+
+def from_functional(tensor: Tensor) -> Tensor:
+    """The tensor that a wrapper holds, after all pending writes."""
+    if not torch._is_functional_tensor(tensor):
+        return tensor
+    torch._sync(tensor)
+    return torch._from_functional_tensor(tensor)
+
+
+def current_autograd_node() -> int | None:
+    """Sequence number of the autograd node now running, None outside of a backward."""
+    node = torch._C._current_autograd_node()
+    return None if node is None else int(node._sequence_nr())
+
+
+def next_sequence_number() -> int:
+    """The sequence number that the next autograd node made on this thread will get."""
+    return int(torch._C._autograd._get_sequence_nr())  # type: ignore[attr-defined]
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Identity of a tensor's memory, valid while any tensor on it lives; fakes have one too."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
+    return tree_flatten(tree)
+
+
+def flatten_with_paths(tree: Any, root: str) -> tuple[list[tuple[str, Any]], TreeSpec]:
+    """Leaves with their paths, as in `batch['ids']` or `batch[0]`; a lone leaf is just `batch`."""
+    leaves, spec = tree_flatten_with_path(tree)
+    return [(root + keystr(path), leaf) for path, leaf in leaves], spec
