@@ -39,7 +39,7 @@ _NAMES: dict[Family, str] = {
         _efficient_attention_forward _efficient_attention_backward""",
     "recurrent": "mkldnn_rnn_layer mkldnn_rnn_layer_backward _cudnn_rnn _cudnn_rnn_backward",
     "pointwise": """
-        abs add addcdiv addcmul angle bitwise_and bitwise_left_shift bitwise_not bitwise_or
+        abs add addcdiv addcmul angle pow bitwise_and bitwise_left_shift bitwise_not bitwise_or
         bitwise_right_shift bitwise_xor ceil clamp clamp_max clamp_min clip conj_physical copysign
         deg2rad div eq floor floor_divide fmax fmin fmod frac frexp gcd ge greater greater_equal gt
         hardshrink hardshrink_backward hardsigmoid hardsigmoid_backward hardswish
@@ -53,18 +53,20 @@ _NAMES: dict[Family, str] = {
         _prelu_kernel _prelu_kernel_backward prelu glu glu_backward complex
         mse_loss mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss
         huber_loss_backward l1_loss binary_cross_entropy binary_cross_entropy_backward
-        isclose isin triu tril""",
+        isclose isin triu tril rrelu _conj_physical
+        __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__
+        __irshift__""",
     "transcendental": """
         acos acosh asin asinh atan atan2 atanh celu cos cosh digamma elu elu_backward erf erfc
         erfinv exp exp2 expm1 gelu gelu_backward i0 igamma igammac lgamma log log10 log1p log2
         log_sigmoid_forward log_sigmoid_backward logaddexp logaddexp2 logit logit_backward mish
-        mish_backward mvlgamma polygamma pow selu sigmoid sigmoid_backward silu silu_backward sin
+        mish_backward mvlgamma polygamma selu sigmoid sigmoid_backward silu silu_backward sin
         sinc sinh softplus softplus_backward tan tanh tanh_backward xlogy float_power
         binary_cross_entropy_with_logits kl_div""",
     "reduction": """
         sum mean prod amax amin max min all any argmax argmin aminmax std std_mean var var_mean
         norm linalg_vector_norm nansum nanmean median nanmedian mode kthvalue topk sort argsort
-        unique unique_consecutive _unique2 bincount histc count_nonzero logsumexp cumsum cumprod
+         unique_consecutive _unique2 bincount histc count_nonzero logsumexp cumsum cumprod
         cummax cummin logcumsumexp _logcumsumexp trace dist cdist _cdist_forward _cdist_backward
         _pdist_forward searchsorted bucketize equal item _local_scalar_dense trapezoid
         nll_loss nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward
@@ -106,7 +108,7 @@ _NAMES: dict[Family, str] = {
     "factory": """
         zeros ones full empty empty_strided empty_permuted new_zeros new_ones new_full new_empty
         new_empty_strided zeros_like ones_like full_like empty_like arange linspace logspace eye
-        scalar_tensor tril_indices triu_indices tensor zero fill""",
+        scalar_tensor tril_indices triu_indices zero fill""",
     "random": """
         rand randn randint randperm rand_like randn_like randint_like bernoulli dropout
         native_dropout
@@ -125,7 +127,7 @@ _NAMES: dict[Family, str] = {
         repeat_interleave tile flip roll rot90 pad constant_pad_nd reflection_pad1d
         reflection_pad1d_backward reflection_pad2d reflection_pad2d_backward replication_pad1d
         replication_pad1d_backward replication_pad2d replication_pad2d_backward
-        _pad_circular cartesian_prod meshgrid block_diag diag diag_embed clone_preserve_strides
+        _pad_circular cartesian_prod meshgrid block_diag diag diag_embed 
         split_copy split_with_sizes_copy permute_copy transpose_copy slice_copy select_copy
         unbind_copy view_copy expand_copy unfold_copy""",
 }

@@ -1,0 +1,104 @@
+"""Profiles as JSON files, and the built-in ones."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from meshwright.cluster.types import Profile
+from meshwright.errors import ClusterError
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_FOLDER = files("meshwright.cluster") / "profiles"
+
+
+def save_profile(profile: Profile, path: str | Path) -> None:
+    """Write `profile` as JSON. Raises ClusterError when the file can't be written."""
+    try:
+        Path(path).write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ClusterError(
+            f"the profile can't be written to {path}: {error.strerror or error}",
+            "Name a file in a folder that exists and that you may write to.",
+        ) from error
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read a profile. Raises ClusterError that names the file and the field at fault."""
+    return validated(Profile, read_text(path), str(path))
+
+
+def read_text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ClusterError(
+            f"{path} can't be read: {reason}", "Give the path of a JSON file that exists."
+        ) from error
+
+
+def validated(model: type[_Model], text: str, where: str) -> _Model:
+    """Parse JSON `text` as `model`; `where` names its file in errors."""
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        raise ClusterError(*explain(error, where, tuple(model.model_fields))) from None
+
+
+def explain(error: ValidationError, where: str, known: tuple[str, ...] = ()) -> tuple[str, str]:
+    """Message and remedy for the first thing that is wrong."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return (
+            f"{where} is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}",
+            "Mend the JSON at that place.",
+        )
+    field = ".".join(str(part) for part in first["loc"]) or "the whole file"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        close = get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"{where}: the field {field} is unknown{more}.", f"Remove or rename it.{hint}"
+    if first["type"] == "missing":
+        return f"{where}: the field {field} is missing{more}.", "Add it."
+    got = repr(first["input"])
+    got = got if len(got) <= 60 else got[:57] + "..."
+    return (
+        f"{where}: the field {field} is wrong: got {got}; {first['msg'].lower()}{more}.",
+        "Correct that field.",
+    )
+
+
+@cache
+def builtin_kinds() -> tuple[str, ...]:
+    """Names of the built-in profiles of accelerators, sorted."""
+    names = (item.name for item in _FOLDER.iterdir())
+    kinds = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return tuple(sorted(kind for kind in kinds if kind != "cpu"))
+
+
+@cache
+def builtin_profile(kind: str) -> Profile:
+    """A built-in profile; `cpu` is the conservative one, in no list of kinds.
+
+    Raises ClusterError that lists the known kinds and the closest one.
+    """
+    if kind != "cpu" and kind not in builtin_kinds():
+        name = kind.lower()
+        close = [known for known in builtin_kinds() if name and known.startswith(name)]
+        close = close or get_close_matches(name, builtin_kinds(), n=1, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise ClusterError(
+            f"unknown kind of device {kind!r}",
+            f"{hint}Known are {', '.join(builtin_kinds())}; a path to a profile's JSON file "
+            "works too.",
+        )
+    text = (_FOLDER / f"{kind}.json").read_text(encoding="utf-8")
+    return validated(Profile, text, f"the built-in profile {kind}")

@@ -1,0 +1,74 @@
+"""The table of op families, beside the ops that PyTorch has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from meshwright.cost import families
+from meshwright.cost.families import family_of
+from meshwright.errors import RuleError
+
+
+def packets() -> set[str]:
+    return {
+        name.removeprefix("aten::").split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("aten::")
+    }
+
+
+def test_no_op_is_in_two_families() -> None:
+    names = [name for group in families._NAMES.values() for name in group.split()]
+    assert len(names) == len(set(names))
+
+
+def test_names_are_ones_that_pytorch_has() -> None:
+    known = packets()
+    made_up = {
+        name for name in families._FAMILY_OF if name not in known and f"{name}_" not in known
+    }
+    assert not made_up
+
+
+def test_every_pointwise_op_has_a_family() -> None:
+    missing = []
+    for name in packets():
+        packet = getattr(torch.ops.aten, name, None)
+        if packet is None:
+            continue
+        overloads = [getattr(packet, overload) for overload in packet.overloads()]
+        if any(torch.Tag.pointwise in overload.tags for overload in overloads):
+            try:
+                family_of(f"aten.{name}.default")
+            except RuleError:
+                missing.append(name)
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("target", "family"),
+    [
+        ("aten.mm.default", "matmul"),
+        ("aten.add_.Tensor", "pointwise"),
+        ("aten._softmax.default", "softmax"),
+        ("aten.bernoulli_.float", "random"),
+        ("aten.convolution_backward.default", "convolution"),
+        ("aten._scaled_dot_product_flash_attention_for_cpu_backward.default", "attention"),
+        ("mesh.all_reduce", "collective"),
+        ("mesh.shard", "copy"),
+        ("mesh.dropout", "random"),
+        ("mesh.sum_of_squares", "reduction"),
+        ("mesh.masked_embedding", "pointwise"),
+    ],
+)
+def test_family(target: str, family: str) -> None:
+    assert family_of(target) == family
+
+
+@pytest.mark.parametrize("target", ["aten.surely_not.default", "mylib.op.default", "nonsense", ""])
+def test_unknown_ops_are_named(target: str) -> None:
+    with pytest.raises(RuleError) as caught:
+        family_of(target)
+    assert target in caught.value.message
+    assert caught.value.remedy
