@@ -79,7 +79,7 @@ def functionalization() -> Iterator[None]:
     try:
         yield
     finally:
-        torch._disable_functionalization()
+        torch._disable_functionalization()  # type: ignore[no-untyped-call]
 
 
 def to_functional(tensor: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def from_functional(tensor: Tensor) -> Tensor:
     """The tensor that a wrapper holds, after all pending writes."""
     if not torch._is_functional_tensor(tensor):
         return tensor
-    torch._sync(tensor)
+    torch._sync(tensor)  # type: ignore[attr-defined, no-untyped-call]
     return torch._from_functional_tensor(tensor)
 
 
@@ -107,7 +107,7 @@ def current_autograd_node() -> int | None:
 
 def next_sequence_number() -> int:
     """The sequence number that the next autograd node made on this thread will get."""
-    return int(torch._C._autograd._get_sequence_nr())  # type: ignore[attr-defined]
+    return int(torch._C._autograd._get_sequence_nr())
 
 
 def storage_key(tensor: Tensor) -> int:

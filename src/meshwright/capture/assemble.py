@@ -82,9 +82,7 @@ def assemble(
         inputs=tuple(
             Input(names[i.number], i.kind, i.path, i.trainable, i.aliases) for i in inputs
         ),
-        ops=tuple(
-            _op(name, op, names, sources) for name, op in zip(op_names, ops, strict=True)
-        ),
+        ops=tuple(_op(name, op, names, sources) for name, op in zip(op_names, ops, strict=True)),
         loss=names[outputs.loss],
         gradients={
             path: None if number is None else names[number]
@@ -161,9 +159,7 @@ class _Names:
         return name
 
 
-def _op(
-    name: str, op: RecordedOp, names: _Names, sources: dict[tuple[str, Line], Source]
-) -> Op:
+def _op(name: str, op: RecordedOp, names: _Names, sources: dict[tuple[str, Line], Source]) -> Op:
     key = op.module, op.line
     if key not in sources:
         sources[key] = source(*key)

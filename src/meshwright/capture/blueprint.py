@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -188,5 +187,3 @@ class _Recorded:
                 "Register the tensor with register_buffer.",
             )
         return constant_value(Replay(tape), tape.view(fake))
-
-

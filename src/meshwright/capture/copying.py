@@ -41,9 +41,7 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     if tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor):
         return mode.from_tensor(tensor)
     with mode:
-        return torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
-        )
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
 def _shallow(

@@ -38,9 +38,9 @@ class MetaValues:
                 self._names.setdefault(id(tensor), f"{name}.{key}" if name else key)
                 self._last[id(tensor)] = owner
 
-    def materialize(self, seed: int, keep: Keep, names: set[str] | frozenset[str] | None) -> dict[
-        str, Tensor
-    ]:
+    def materialize(
+        self, seed: int, keep: Keep, names: set[str] | frozenset[str] | None
+    ) -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
         if not self._owners:
             return made

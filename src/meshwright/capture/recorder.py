@@ -85,7 +85,7 @@ class Recording:
     constants: dict[int, Tensor] = field(default_factory=dict)  # number -> the real tensor
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fills a Recording while it is the innermost dispatch mode.
 
     modules: tells which module is running. stop: the code object below which
@@ -101,7 +101,7 @@ class Recorder(TorchDispatchMode):
         stop: CodeType,
         foreign: ForeignFake,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.phase: Phase = "forward"
         self._fake_mode = fake_mode
@@ -112,6 +112,7 @@ class Recorder(TorchDispatchMode):
         self._numbers: dict[int, int] = {}  # id of a fake -> its value
         self._held: list[Tensor] = []  # keeps those ids, and the storages' identities, in use
         self._reals: dict[int, Tensor] = {}  # id of a real tensor -> its fake
+        self._transposed: dict[int, int] = {}  # result of aten.t -> what it transposes
         self._origins: dict[int, tuple[str, bool, Line]] = {}  # autograd node -> forward op
 
     def add_input(self, fake: Tensor) -> int:
@@ -171,13 +172,24 @@ class Recorder(TorchDispatchMode):
         output = func(*args, **kwargs)
         if func in _SAME:
             self._bind(output, self._number(args[0]))
+        elif func is _aten.t.default:
+            self._transpose(args[0], output)
         elif func._schema.name not in _IGNORED:
             self._record(func, args, kwargs, output)
         return output
 
+    def _transpose(self, item: Tensor, output: Tensor) -> None:
+        """Autograd transposes what the forward transposed: that gives the same value back."""
+        original = self._transposed.get(self._number(item))
+        if original is not None:
+            self._bind(output, original)
+            return
+        self._record(_aten.t.default, (item,), {}, output)
+        self._transposed[self._number(output)] = self._number(item)
+
     def _lift(self, real: Tensor) -> Tensor:
         # The fake keeps the real value too, which answers `.item()` on it.
-        fake = _aten.lift_fresh.default(real)
+        fake: Tensor = _aten.lift_fresh.default(real)
         with without_modes():
             self._constant(fake, real.detach().clone())
         return fake

@@ -72,10 +72,9 @@ class Replay:
                     node.after.update(readers.pop(version, ()))
                 elif storage != fill:
                     readers[version].append(index)
-            for view in step.outputs:
-                if view is not None and view.storage not in node.versions:
-                    node.versions[view.storage] = self._new(view.storage)
             made = {view.storage for view in step.outputs if view is not None}
+            for storage in made:
+                node.versions[storage] = self._new(storage)
             for storage in step.writes | made:
                 self._writer[node.versions[storage]] = index
             self._nodes.append(node)
@@ -238,7 +237,7 @@ class _Run:
         if memory is None:
             given = self._tape.given.get(view.storage)
             memory = (
-                torch.UntypedStorage(self._tape.sizes[view.storage])
+                _memory(self._tape.sizes[view.storage])
                 if given is None
                 else given.clone().untyped_storage()
             )
@@ -249,10 +248,14 @@ class _Run:
         same = real.stride() == view.stride and real.storage_offset() == view.offset
         if same and real.untyped_storage().nbytes() >= self._tape.sizes[view.storage]:
             return real.untyped_storage()
-        memory = torch.UntypedStorage(self._tape.sizes[view.storage])
+        memory = _memory(self._tape.sizes[view.storage])
         target = torch.empty(0, dtype=view.dtype)
         target.set_(memory, view.offset, view.size, view.stride).copy_(real)
         return memory
+
+
+def _memory(nbytes: int) -> torch.UntypedStorage:
+    return torch.empty(nbytes, dtype=torch.uint8).untyped_storage()
 
 
 def _views(item: Any) -> Iterator[View]:
@@ -296,7 +299,7 @@ def _draws_by_shape(step: Step) -> bool:
     return step.func._schema.name in _DRAW_BY_SHAPE and tensors <= 1
 
 
-class _default_dtype_restored:  # noqa: N801
+class _default_dtype_restored:
     def __enter__(self) -> None:
         self._dtype = torch.get_default_dtype()
 

@@ -102,9 +102,9 @@ class Tape:
         self._held.append(real)
 
 
-class TapeRecorder(TorchDispatchMode):
+class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, fake_mode: FakeTensorMode) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape = Tape()
         self._fake_mode = fake_mode
         self._generators: dict[int, tuple[int, torch.Generator, Tensor]] = {}
@@ -190,9 +190,7 @@ class TapeRecorder(TorchDispatchMode):
         writes: frozenset[int],
     ) -> None:
         outputs = tuple(output) if isinstance(output, (list, tuple)) else (output,)
-        fresh = [
-            isinstance(item, Tensor) and not self.tape.knows(item) for item in outputs
-        ]
+        fresh = [isinstance(item, Tensor) and not self.tape.knows(item) for item in outputs]
         if not writes and not any(fresh):
             return  # a view, or nothing that lasts
         for item, is_fresh in zip(outputs, fresh, strict=True):

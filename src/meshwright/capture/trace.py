@@ -102,9 +102,7 @@ class _Trace:
             trainable, buffers = self._add_state(module, tensors)
             batch = self._fake_batch()
             with self.recorder, functionalization(), self._modules.watch():
-                loss = self._explained(
-                    "forward", lambda: run_loss(self._task, module, batch)
-                )
+                loss = self._explained("forward", lambda: run_loss(self._task, module, batch))
                 self._read_buffers(module, buffers)
             tangent = self._add_tangent(loss)
             with self.recorder, functionalization(), self._modules.watch():
