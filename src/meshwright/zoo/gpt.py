@@ -18,7 +18,7 @@ from meshwright.zoo.checks import require_multiple, require_positive, require_pr
 class GPTConfig:
     layers: int = 6
     width: int = 384
-    heads: int = 6
+    heads: int = 8
     vocab: int = 256
     seq_len: int = 128
     dropout: float = 0.0
@@ -125,7 +125,7 @@ def next_token_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def gpt_task(
     layers: int = 6,
     width: int = 384,
-    heads: int = 6,
+    heads: int = 8,
     vocab: int = 256,
     seq_len: int = 128,
     global_batch: int = 16,

@@ -1,0 +1,167 @@
+"""An assignment: what a plan's decisions mean for one Program, resolved to its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meshwright.cluster.mesh import Mesh
+from meshwright.errors import PlanError
+from meshwright.layout.cuts import compatible, ordered
+from meshwright.layout.groups import Analysis
+from meshwright.layout.types import REPLICATED, Layout, Split
+from meshwright.plan.types import Decision, ParameterPlan, Residency
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """How one parameter lies: while it is computed with, and between steps."""
+
+    path: str
+    value: str
+    compute: Layout
+    storage: Layout
+    residency: Residency
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """wanted: for each axis, how the groups assigned to it cut the values they reach."""
+
+    mesh: Mesh
+    wanted: Mapping[str, Mapping[str, Split]]
+    parameters: Mapping[str, Parameter]
+    clip: bool = False
+
+    def layout_of(self, value: str) -> Layout:
+        """The layout that the assigned groups want for a value."""
+        return Layout(
+            tuple(
+                (axis, self.wanted[axis][value])
+                for axis in self.mesh.names
+                if value in self.wanted.get(axis, {})
+            )
+        )
+
+
+def assign(
+    analysis: Analysis,
+    mesh: Mesh,
+    decisions: tuple[Decision, ...],
+    parameters: Mapping[str, ParameterPlan],
+    clip: bool = False,
+) -> Assignment:
+    """Resolve decisions to values, and residencies to storage layouts.
+
+    Raises PlanError for a decision that names an unknown value, axis or dim,
+    and for one that clashes with an earlier one.
+    """
+    wanted: dict[str, dict[str, Split]] = {axis: {} for axis in mesh.names}
+    for decision in decisions:
+        seed = resolve(analysis, decision)
+        if decision.axis not in wanted:
+            raise PlanError(
+                f"The plan shards {decision.value} over the axis '{decision.axis}', but its mesh "
+                f"has {', '.join(mesh.names)}.",
+                "Correct the axis in the plan, or plan again.",
+            )
+        for value, split in analysis.group(*seed).members.items():
+            held = wanted[decision.axis].setdefault(value, split)
+            if held == split:
+                for axis in mesh.names:
+                    other = wanted[axis].get(value)
+                    if axis != decision.axis and other and not compatible(split, other):
+                        del wanted[decision.axis][value]
+                        break
+    return Assignment(mesh, wanted, _store(analysis, mesh, wanted, parameters), clip)
+
+
+def resolve(analysis: Analysis, decision: Decision) -> tuple[str, Split]:
+    """The value and split that a decision names; batch paths and parameter names included."""
+    program = analysis.program
+    by_path = {item.path: item.value for item in program.inputs}
+    name = by_path.get(decision.value, decision.value)
+    value = program.values.get(name)
+    if value is None:
+        raise PlanError(
+            f"The plan decides on '{decision.value}', which this model does not have.",
+            "The plan was made for another model or another version of it; plan again.",
+        )
+    if not 0 <= decision.dim < len(value.shape):
+        raise PlanError(
+            f"The plan shards dim {decision.dim} of {decision.value}, whose shape is "
+            f"{list(value.shape)}.",
+            "Correct the dim in the plan, or plan again.",
+        )
+    size = value.shape[decision.dim]
+    extent = decision.extent if decision.extent is not None else size // decision.outer
+    if extent < 1 or decision.outer < 1 or size % (decision.outer * extent):
+        raise PlanError(
+            f"The plan views dim {decision.dim} of {decision.value} (size {size}) as "
+            f"[{decision.outer}, {extent}, …], which does not divide it.",
+            "Correct outer and extent in the plan, or plan again.",
+        )
+    return name, Split(decision.dim, decision.outer, extent)
+
+
+def _store(
+    analysis: Analysis,
+    mesh: Mesh,
+    wanted: Mapping[str, Mapping[str, Split]],
+    parameters: Mapping[str, ParameterPlan],
+) -> dict[str, Parameter]:
+    found = {}
+    for item in analysis.program.inputs_of("parameter"):
+        shape = analysis.program.values[item.value].shape
+        compute = Layout(
+            tuple(
+                (axis, wanted[axis][item.value])
+                for axis in mesh.names
+                if item.value in wanted[axis]
+            )
+        )
+        plan = parameters.get(item.path, ParameterPlan())
+        storage = compute
+        for axis in plan.storage_axes:
+            if axis not in mesh.names:
+                raise PlanError(
+                    f"The plan stores {item.path} over the axis '{axis}', but its mesh has "
+                    f"{', '.join(mesh.names)}.",
+                    "Correct storage_axes in the plan, or plan again.",
+                )
+            if storage.split(axis) is None:
+                split = storage_split(shape, storage, mesh, axis, plan.storage_dim)
+                if split is not None:
+                    storage = ordered(storage.with_shard(axis, split), mesh)
+        found[item.path] = Parameter(item.path, item.value, compute, storage, plan.residency)
+    return found
+
+
+def storage_split(
+    shape: tuple[int, ...], layout: Layout, mesh: Mesh, axis: str, dim: int | None = None
+) -> Split | None:
+    """Where a parameter laid out as `layout` is cut further to be stored over `axis`.
+
+    The first dim that divides evenly is taken, else the largest one, unevenly.
+    None for a scalar, or one whose every dim is of size 1.
+    """
+    parts = mesh.extent(axis)
+    options: list[Split] = []
+    for position, size in enumerate(shape):
+        if size == 1 or (dim is not None and position != dim):
+            continue
+        cuts = [split for _, split in layout.shards if split.dim == position]
+        if not cuts:
+            options.append(Split(position, 1, size))
+            continue
+        inner = max(cuts, key=lambda split: split.outer * split.extent)
+        minor = size // (inner.outer * inner.extent)
+        if minor > 1:
+            options.append(Split(position, inner.outer * inner.extent, minor))
+    if not options:
+        return None
+    even = [split for split in options if split.extent % parts == 0]
+    return even[0] if even else max(options, key=lambda split: split.extent)
+
+
+__all__ = ["REPLICATED", "Assignment", "Parameter", "assign", "resolve", "storage_split"]

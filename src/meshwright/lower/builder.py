@@ -1,0 +1,175 @@
+"""The builder of a local program: emits ops on local shapes and converts layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meshwright.cluster.mesh import Mesh
+from meshwright.layout.cuts import local_cut, ordered
+from meshwright.layout.transitions import Step, transition
+from meshwright.layout.types import REPLICATED, Layout, Split, cuts, local_shape
+from meshwright.program.types import Argument, Op, Phase, Ref, Source, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What a local value stands for: the whole tensor's shape, and how it is cut."""
+
+    shape: tuple[int, ...]
+    layout: Layout
+
+
+class Builder:
+    """Collects local ops, values and layouts for the device at `coordinate`.
+
+    `ops` is the list that is being filled; a caller swaps it to fill another
+    section. Conversions are kept, so that a value is brought into a layout once.
+    """
+
+    def __init__(self, mesh: Mesh, coordinate: Mapping[str, int]) -> None:
+        self.mesh = mesh
+        self.coordinate = coordinate
+        self.values: dict[str, Value] = {}
+        self.whole: dict[str, Whole] = {}
+        self.ops: list[Op] = []
+        self.phase: Phase = "forward"
+        self._converted: dict[tuple[str, Layout], str] = {}
+        self._shapes: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
+        self._count: dict[str, int] = {}
+
+    def declare(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        layout: Layout = REPLICATED,
+        storage: str | None = None,
+    ) -> str:
+        """Make a local value for a whole tensor of `shape` cut by `layout`."""
+        self.values[name] = Value(name, self.local(shape, layout), dtype, storage or name)
+        self.whole[name] = Whole(shape, layout)
+        return name
+
+    def local(self, shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+        if not layout.shards:
+            return shape
+        key = (shape, layout)
+        found = self._shapes.get(key)
+        if found is None:
+            found = self._shapes[key] = local_shape(shape, layout, self.mesh, self.coordinate)
+        return found
+
+    def fresh(self, stem: str) -> str:
+        stem = stem.split("@", 1)[0]
+        count = self._count[stem] = self._count.get(stem, 0) + 1
+        return f"{stem}@{count}"
+
+    def emit(
+        self,
+        target: str,
+        args: tuple[Argument, ...],
+        shape: tuple[int, ...],
+        dtype: str,
+        layout: Layout,
+        *,
+        like: str,
+        source: Source,
+        kwargs: tuple[tuple[str, Argument], ...] = (),
+        name: str | None = None,
+        storage: str | None = None,
+    ) -> str:
+        """Add an op with one result, a whole tensor of `shape` cut by `layout`."""
+        name = self.declare(name or self.fresh(like), shape, dtype, layout, storage)
+        self.ops.append(Op(name, target, args, kwargs, (name,), False, self.phase, source))
+        return name
+
+    def range(self, value: str, dim: int) -> tuple[int, int]:
+        """First index and count of the whole tensor's `dim` that this device holds.
+
+        Only for a dim that is cut in contiguous parts.
+        """
+        whole = self.whole[value]
+        start, count = 0, whole.shape[dim]
+        for split, parts, index, extent in cuts(
+            whole.shape, whole.layout, self.mesh, self.coordinate
+        ):
+            if split.dim != dim:
+                continue
+            if split.outer != 1:
+                raise AssertionError(f"{value}: dim {dim} is not cut in contiguous parts")
+            minor = whole.shape[dim] // split.extent
+            first, held = Split(dim, 1, extent).part(index, parts)
+            start, count = start + first * minor, held * minor
+        return start, count
+
+    def cuts(self, value: str) -> tuple[tuple[int, ...], ...]:
+        """Cuts of a value as plain numbers: (dim, outer, extent, parts, index, remaining)."""
+        whole = self.whole[value]
+        return tuple(
+            (split.dim, split.outer, split.extent, parts, index, remaining)
+            for split, parts, index, remaining in cuts(
+                whole.shape, whole.layout, self.mesh, self.coordinate
+            )
+        )
+
+    def convert(self, value: str, layout: Layout, source: Source) -> str:
+        """The value in `layout`, by way of the steps of `transition`."""
+        if layout is self.whole[value].layout:
+            return value
+        layout = ordered(layout, self.mesh)
+        if self.whole[value].layout == layout:
+            return value
+        key = (value, layout)
+        found = self._converted.get(key)
+        if found is None:
+            found = value
+            for step in transition(self.whole[value].layout, layout):
+                found = self._step(found, step, source)
+            self._converted[key] = found
+        return found
+
+    def forget(self, value: str) -> None:
+        """Drop kept conversions of a value, so that the next use makes them anew."""
+        for key in [key for key in self._converted if key[0] == value]:
+            del self._converted[key]
+
+    def _step(self, value: str, step: Step, source: Source) -> str:
+        before = self.whole[value]
+        dtype = self.values[value].dtype
+        after = ordered(step.after, self.mesh)
+        kept = self._converted.get((value, after))
+        if kept is not None:
+            return kept
+        kwargs: dict[str, Argument] = {"axis": step.axis}
+        if step.kind in ("all_reduce", "reduce_scatter"):
+            kwargs["reduce"] = step.reduce
+        if step.gather is not None:
+            kwargs.update(self._numbers(before, step.axis, step.gather, "gather_", step.kind))
+        if step.cut is not None:
+            kwargs.update(self._numbers(before, step.axis, step.cut, "cut_", step.kind))
+        made = self.emit(
+            f"mesh.{step.kind}",
+            (Ref(value),),
+            before.shape,
+            dtype,
+            after,
+            like=value,
+            source=source,
+            kwargs=tuple(kwargs.items()),
+        )
+        self._converted[(value, after)] = made
+        return made
+
+    def _numbers(
+        self, whole: Whole, axis: str, split: Split, prefix: str, kind: str
+    ) -> dict[str, Argument]:
+        """The split in local numbers; the prefix tells the two splits of all_to_all apart."""
+        cut = local_cut(whole.shape, whole.layout, axis, split, self.mesh, self.coordinate)
+        prefix = prefix if kind == "all_to_all" else ""
+        return {
+            f"{prefix}dim": cut.dim,
+            f"{prefix}outer": cut.outer,
+            f"{prefix}extent": cut.extent,
+            f"{prefix}minor": cut.minor,
+        }

@@ -1,0 +1,406 @@
+"""Lowering: a Program and an Assignment become one device's local program.
+
+Placements are known, so the local program is the same ops on local shapes,
+with collectives where layouts change and a few special lowerings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from meshwright.layout.assignment import Assignment, Parameter
+from meshwright.layout.cuts import ordered
+from meshwright.layout.groups import Analysis
+from meshwright.layout.lowered import LoweredProgram, Section, StoredParameter
+from meshwright.layout.types import REPLICATED, Layout
+from meshwright.lower.builder import Builder
+from meshwright.lower.choose import choose
+from meshwright.lower.clean import section, used_by
+from meshwright.lower.special import Site
+from meshwright.lower.special_random import RANDOM, random
+from meshwright.lower.special_table import SPECIAL
+from meshwright.program.types import Argument, Input, Op, Ref, Source
+from meshwright.rules.types import OpRule
+
+_REDUCE = Source("gradient reduction")
+_GATHER = Source("parameter gathering")
+_CLIP = Source("gradient clipping")
+
+
+def lower(
+    analysis: Analysis, assignment: Assignment, coordinate: Mapping[str, int]
+) -> LoweredProgram:
+    """The local program of the device at `coordinate` of the assignment's mesh."""
+    return _Lowering(analysis, assignment, coordinate).run()
+
+
+@dataclass
+class _Lowering:
+    analysis: Analysis
+    assignment: Assignment
+    coordinate: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        self.program = self.analysis.program
+        self.b = Builder(self.assignment.mesh, self.coordinate)
+        # Where each of the Program's values is found, per phase: the backward may
+        # hold its own copy of a gathered parameter or of a view of one.
+        self.forward: dict[str, str] = {}
+        self.backward: dict[str, str] = {}
+        self.parameter_of = {p.value: p for p in self.assignment.parameters.values()}
+        self.made_by = {
+            name: op for op in self.program.ops for name in op.results if name is not None
+        }
+        self.streams = {
+            op.name: k
+            for k, op in enumerate(op for op in self.program.ops if op.target in RANDOM)
+        }
+        self.gradient_of = {
+            value: path for path, value in self.program.gradients.items() if value is not None
+        }
+        self.accumulated: dict[str, str] = {}
+        self.buffer_updates: dict[str, str] = {}
+
+    def run(self) -> LoweredProgram:
+        for item in self.program.inputs:
+            self._declare(item)
+        gather = self._gather()
+        forward = self._phase("forward")
+        loss = self._finish_forward()
+        backward = self._phase("backward")
+        self._finish_gradients()
+        accumulated = tuple(self.accumulated.values())
+        reduce, reduced = self._reduce()
+        clip, norm = self._clip(reduced)
+
+        # The backward takes from the forward what it uses and does not make itself.
+        backward_section = section(backward, accumulated)
+        made = {name for op in forward for name in op.results if name is not None}
+        saved = tuple(name for name in backward_section.inputs if name in made)
+        outputs = tuple(dict.fromkeys((loss, *self.buffer_updates.values(), *saved)))
+        forward_section = section(forward, outputs)
+        gathered = tuple(
+            dict.fromkeys(
+                name
+                for name in (*forward_section.inputs, *backward_section.inputs)
+                if any(name in op.results for op in gather)
+            )
+        )
+        needed = used_by(
+            self.b.values,
+            (section(gather, gathered), forward_section, backward_section, reduce, clip),
+        )
+        tangent = next((i.value for i in self.program.inputs_of("tangent")), None)
+        return LoweredProgram(
+            mesh=self.assignment.mesh,
+            values={name: self.b.values[name] for name in needed},
+            layouts={name: self.b.whole[name].layout for name in needed},
+            parameters=tuple(self._stored(item) for item in self.program.inputs_of("parameter")),
+            buffers=tuple(self._stored(item) for item in self.program.inputs_of("buffer")),
+            batch={item.path: item.value for item in self.program.inputs_of("batch")},
+            constants={item.path: item.value for item in self.program.inputs_of("constant")},
+            tangent=tangent,
+            loss=loss,
+            buffer_updates=self.buffer_updates,
+            saved=saved,
+            accumulated=self.accumulated,
+            gather=section(gather, gathered),
+            forward=forward_section,
+            backward=backward_section,
+            reduce=reduce,
+            clip=clip,
+            norm=norm,
+        )
+
+    def _declare(self, item: Input) -> None:
+        value = self.program.values[item.value]
+        parameter = self.parameter_of.get(item.value)
+        if parameter is not None:
+            layout = parameter.storage
+        elif item.kind in ("tangent", "constant"):
+            layout = REPLICATED
+        else:
+            layout = ordered(self.assignment.layout_of(item.value), self.assignment.mesh)
+        self.b.declare(item.value, value.shape, value.dtype, layout)
+        self.forward[item.value] = item.value
+
+    def _stored(self, item: Input) -> StoredParameter:
+        value = self.program.values[item.value]
+        return StoredParameter(
+            path=item.path,
+            shape=value.shape,
+            dtype=value.dtype,
+            storage=self.b.whole[item.value].layout,
+            value=item.value,
+            trainable=item.trainable,
+            gradient=self.reduced.get(item.path) if item.kind == "parameter" else None,
+        )
+
+    def _gather(self) -> list[Op]:
+        """Once a step: gather the parameters whose gathered form lives for the whole step."""
+        self.b.ops = []
+        for parameter in self.assignment.parameters.values():
+            if parameter.residency == "step" and parameter.storage != parameter.compute:
+                self.forward[parameter.value] = self.b.convert(
+                    parameter.value, parameter.compute, _GATHER
+                )
+        return self.b.ops
+
+    def _phase(self, phase: str) -> list[Op]:
+        self.b.ops = []
+        self.b.phase = "forward" if phase == "forward" else "backward"
+        for op in self.program.ops:
+            if op.phase == phase:
+                self._op(op)
+        return self.b.ops
+
+    def _find(self, value: str) -> str:
+        """The local name of a value in the current phase, gathering a parameter at first use."""
+        if self.b.phase == "backward":
+            if value in self.backward:
+                return self.backward[value]
+            again = self._again(value)
+            if again is not None:
+                return again
+        name = self.forward[value]
+        parameter = self.parameter_of.get(value)
+        if parameter is None or parameter.residency in ("always", "step"):
+            return name
+        if name == value and parameter.storage != parameter.compute:
+            name = self.b.convert(value, parameter.compute, _GATHER)
+            self.forward[value] = name
+        return name
+
+    def _again(self, value: str) -> str | None:
+        """In the backward: a parameter of residency `use`, or a view of one, made once more.
+
+        Saving either would keep the gathered parameter alive between forward and backward.
+        """
+        parameter = self.parameter_of.get(value)
+        if parameter is not None:
+            if parameter.residency != "use" or parameter.storage == parameter.compute:
+                return None
+            self.b.forget(value)
+            name = self.b.convert(value, parameter.compute, _GATHER)
+            self.backward[value] = name
+            return name
+        root = self.parameter_of.get(self.program.values[value].storage)
+        if root is None or root.residency != "use" or root.storage == root.compute:
+            return None
+        op = self.made_by[value]
+        if op.phase == "forward":
+            self._op(op)
+            return self.backward[value]
+        return None
+
+    def _op(self, op: Op) -> None:
+        rule = self.analysis.rules[op.name]
+        names = tuple(op.operands())
+        operands = [self._find(name) for name in names]
+        layouts = [self.b.whole[name].layout for name in operands]
+        chosen = choose(op, rule, self.assignment, layouts, self.program.values)
+        kept = self._pending(rule, layouts, chosen)
+        for position, (name, dims) in enumerate(zip(names, rule.operands, strict=True)):
+            shards = []
+            for axis in self.assignment.mesh.names:
+                cut = chosen.get(axis)
+                split = rule.to_split(dims, cut) if cut is not None else None
+                if split is not None:
+                    shards.append((axis, split))
+            partial = tuple(item for item in layouts[position].partial if item[0] in kept)
+            operands[position] = self.b.convert(
+                operands[position], Layout(tuple(shards), partial), op.source
+            )
+        results = self._results(op, rule, chosen, kept)
+        specials = {
+            special
+            for cut in chosen.values()
+            if (special := rule.factors[cut.factor].special) is not None
+        }
+        made: tuple[str | None, ...]
+        if specials or op.target in RANDOM:
+            site = Site(
+                self.b, op, rule, tuple(operands), chosen, results,
+                tuple(self.assignment.layout_of(r) if r else REPLICATED for r in op.results),
+                tuple(None if r is None else self.program.values[r].shape for r in op.results),
+                tuple(None if r is None else self.program.values[r].dtype for r in op.results),
+                self.streams.get(op.name, 0),
+            )  # fmt: skip
+            if len(specials) > 1:
+                raise AssertionError(f"{op.name}: {sorted(specials)} at once")
+            made = SPECIAL[specials.pop()](site) if specials else random(site)
+        else:
+            made = self._plain(op, rule, names, operands, results)
+        table = self.forward if self.b.phase == "forward" else self.backward
+        for result, local in zip(op.results, made, strict=True):
+            if result is not None and local is not None:
+                table[result] = local
+                if self.b.phase == "backward" and result in self.gradient_of:
+                    self._gradient(result, local)
+
+    def _pending(
+        self, rule: OpRule, layouts: list[Layout], chosen: Mapping[str, object]
+    ) -> frozenset[str]:
+        """Axes on which the operands' pending sums pass through the op."""
+        if rule.linear == "none" or not layouts or not layouts[0].partial:
+            return frozenset()
+        involved = layouts if rule.linear == "joint" else layouts[:1]
+        return frozenset(
+            axis
+            for axis, reduce in layouts[0].partial
+            if reduce == "sum"
+            and axis not in chosen
+            and all(layout.reduction(axis) == "sum" for layout in involved)
+        )
+
+    def _results(
+        self,
+        op: Op,
+        rule: OpRule,
+        chosen: Mapping[str, object],
+        kept: frozenset[str],
+    ) -> tuple[Layout | None, ...]:
+        found: list[Layout | None] = []
+        for position, dims in enumerate(rule.results):
+            if dims is None or op.results[position] is None:
+                found.append(None)
+                continue
+            layout = REPLICATED
+            for axis in self.assignment.mesh.names:
+                if axis in kept:
+                    layout = layout.with_partial(axis, "sum")
+                cut = chosen.get(axis)
+                if cut is None:
+                    continue
+                split = rule.to_split(dims, cut)  # type: ignore[arg-type]
+                if split is not None:
+                    layout = layout.with_shard(axis, split)
+                elif rule.reduces(position, cut.factor):  # type: ignore[attr-defined]
+                    combine = rule.factors[cut.factor].combine  # type: ignore[attr-defined]
+                    layout = layout.with_partial(axis, combine)
+            found.append(layout)
+        return tuple(found)
+
+    def _plain(
+        self,
+        op: Op,
+        rule: OpRule,
+        names: tuple[str, ...],
+        operands: list[str],
+        results: tuple[Layout | None, ...],
+    ) -> tuple[str | None, ...]:
+        """The same op on local shapes."""
+        local: list[str | None] = []
+        again = self.b.phase == "backward" and op.phase == "forward"
+        for result, layout in zip(op.results, results, strict=True):
+            if result is None or layout is None:
+                local.append(None)
+                continue
+            value = self.program.values[result]
+            storage = None
+            if value.is_view:
+                storage = next(
+                    (
+                        self.b.values[mine].storage
+                        for name, mine in zip(names, operands, strict=True)
+                        if self.program.values[name].storage == value.storage
+                    ),
+                    None,
+                )
+            name = self.b.fresh(result) if again or result in self.b.values else result
+            local.append(self.b.declare(name, value.shape, value.dtype, layout, storage))
+        position = iter(operands)
+
+        def rename(argument: Argument) -> Argument:
+            if isinstance(argument, Ref):
+                return Ref(next(position))
+            if isinstance(argument, tuple):
+                return tuple(rename(item) for item in argument)
+            return argument
+
+        args = tuple(rename(argument) for argument in op.args)
+        kwargs = tuple((name, rename(argument)) for name, argument in op.kwargs)
+        made = Op(
+            local[0] or op.name, op.target, args, kwargs, tuple(local),
+            op.returns_tuple, self.b.phase, op.source,
+        )  # fmt: skip
+        if rule.localize is not None:
+            shapes = tuple(self.b.values[name].shape for name in operands)
+            sizes = tuple(None if n is None else self.b.values[n].shape for n in local)
+            made = replace(made, args=rule.localize(made, shapes, sizes))
+        self.b.ops.append(made)
+        return tuple(local)
+
+    def _finish_forward(self) -> str:
+        """The loss as every device sees it, and buffers as they are stored."""
+        source = Source("loss")
+        name = self._find(self.program.loss)
+        loss = self.b.convert(name, REPLICATED, source)
+        for path, value in self.program.buffer_updates.items():
+            stored = next(i for i in self.program.inputs_of("buffer") if i.path == path)
+            layout = self.b.whole[stored.value].layout
+            self.buffer_updates[path] = self.b.convert(self._find(value), layout, source)
+        return loss
+
+    def _gradient(self, value: str, local: str) -> None:
+        """A gradient is complete: reduce it now where its parameter's residency ends here."""
+        for path in [p for p, v in self.program.gradients.items() if v == value]:
+            parameter = self.assignment.parameters[path]
+            if parameter.residency in ("microbatch", "use"):
+                local = self.b.convert(local, parameter.storage, _REDUCE)
+            self.accumulated[path] = local
+
+    def _finish_gradients(self) -> None:
+        """Gradients that no backward op makes: a forward value, or the tangent itself."""
+        for path, value in self.program.gradients.items():
+            if value is not None and path not in self.accumulated:
+                self._gradient(value, self._find(value))
+
+    def _reduce(self) -> tuple[Section, tuple[tuple[str, Parameter], ...]]:
+        """Once a step: bring accumulated gradients to the layout of storage, latest first made."""
+        self.b.ops = []
+        self.reduced: dict[str, str] = {}
+        for path, local in self.accumulated.items():
+            self.reduced[path] = self.b.convert(
+                local, self.assignment.parameters[path].storage, _REDUCE
+            )
+        outputs = tuple(dict.fromkeys(self.reduced.values()))
+        pairs = tuple(
+            (name, self.assignment.parameters[path]) for path, name in self.reduced.items()
+        )
+        return section(self.b.ops, outputs), pairs
+
+    def _clip(
+        self, gradients: tuple[tuple[str, Parameter], ...]
+    ) -> tuple[Section, str | None]:
+        """The global norm: local sums of squares, then one reduction per way of being cut."""
+        self.b.ops = []
+        if not self.assignment.clip or not gradients:
+            return section([], ()), None
+        by_axes: dict[tuple[str, ...], list[str]] = {}
+        for name, parameter in gradients:
+            axes = tuple(axis for axis, _ in parameter.storage.shards)
+            by_axes.setdefault(axes, []).append(name)
+        total: str | None = None
+        for axes, names in by_axes.items():
+            layout = REPLICATED
+            for axis in axes:
+                layout = layout.with_partial(axis, "sum")
+            squares = self.b.emit(
+                "mesh.sum_of_squares", tuple(Ref(name) for name in names), (), "float32",
+                ordered(layout, self.b.mesh), like="norm", source=_CLIP,
+            )  # fmt: skip
+            squares = self.b.convert(squares, REPLICATED, _CLIP)
+            if total is not None:
+                squares = self.b.emit(
+                    "aten.add.Tensor", (Ref(total), Ref(squares)), (), "float32", REPLICATED,
+                    like="norm", source=_CLIP,
+                )  # fmt: skip
+            total = squares
+        assert total is not None
+        norm = self.b.emit(
+            "aten.sqrt.default", (Ref(total),), (), "float32", REPLICATED,
+            like="norm", source=_CLIP,
+        )  # fmt: skip
+        return section(self.b.ops, (norm,)), norm

@@ -1,0 +1,100 @@
+"""Losses: batch and classes can both be cut, without gathering the logits."""
+
+from __future__ import annotations
+
+from meshwright.rules.build import einsum, letters
+from meshwright.rules.registry import Call, rule
+from meshwright.rules.types import OpRule
+
+NONE, MEAN, SUM = 0, 1, 2  # PyTorch's codes of a loss's reduction
+
+
+def _classes(rank: int) -> tuple[str, str]:
+    """Letters of the scores ([C], [N, C] or [N, C, H, W]) and of the targets."""
+    if rank == 1:
+        return "c", ""
+    spatial = letters(rank - 2, "p")
+    return f"nc{spatial}", f"n{spatial}"
+
+
+@rule("aten.nll_loss_forward.default", "aten.nll_loss2d_forward.default")
+def nll_loss(call: Call) -> OpRule:
+    """(log-probabilities, target, weight?, reduction, ignore_index) -> (loss, total_weight)."""
+    scores, targets = _classes(len(call.shapes[0]))
+    pointwise = call.int(3, "reduction") == NONE
+    weight = ["c"] if len(call.shapes) > 2 else []
+    made = einsum(
+        ",".join([scores, targets, *weight]) + "->" + (targets if pointwise else "") + ",",
+        call.shapes,
+        call.results,
+        special={name: "nll_loss" for name in scores},
+    )
+    # The lowering reduces on its own: nothing is left pending.
+    unreduced = frozenset((r, f) for r in (0, 1) for f in range(len(made.factors)))
+    return OpRule(made.factors, made.operands, made.results, unreduced=unreduced)
+
+
+@rule("aten.nll_loss_backward.default", "aten.nll_loss2d_backward.default")
+def nll_loss_backward(call: Call) -> OpRule:
+    """(grad, log-probabilities, target, weight?, reduction, ignore_index, total_weight).
+
+    `total_weight` is that of the global batch, so that batch parts need nothing else.
+    """
+    scores, targets = _classes(len(call.shapes[1]))
+    gradient = targets if call.int(4, "reduction") == NONE else ""
+    weight = ["c"] if call.has(3, "weight") else []
+    return einsum(
+        ",".join([gradient, scores, targets, *weight, ""]) + f"->{scores}",
+        call.shapes,
+        call.results,
+        special={"c": "nll_loss_backward"},
+    )
+
+
+@rule("aten.mse_loss.default")
+def mse_loss(call: Call) -> OpRule:
+    """(input, target, reduction)."""
+    names = letters(len(call.shapes[0]))
+    reduction = call.arg(2, "reduction", MEAN)
+    return einsum(
+        f"{names},{names}->" + (names if reduction == NONE else ""),
+        call.shapes,
+        call.results,
+        special={name: "global_mean" for name in names} if reduction == MEAN else None,
+    )
+
+
+@rule("aten.mse_loss_backward.default")
+def mse_loss_backward(call: Call) -> OpRule:
+    """(grad, input, target, reduction): a mean's gradient divides by the global count."""
+    names = letters(len(call.shapes[1]))
+    reduction = call.int(3, "reduction")
+    gradient = names if len(call.shapes[0]) == len(names) else ""
+    return einsum(
+        f"{gradient},{names},{names}->{names}",
+        call.shapes,
+        call.results,
+        special={name: "global_mean_backward" for name in names} if reduction == MEAN else None,
+    )
+
+
+@rule("aten.binary_cross_entropy_with_logits.default")
+def bce_with_logits(call: Call) -> OpRule:
+    """(input, target, weight?, pos_weight?, reduction)."""
+    names = letters(len(call.shapes[0]))
+    if len(call.shapes) != 2:
+        return einsum(
+            ",".join(names[len(names) - len(shape) :] for shape in call.shapes)
+            + "->"
+            + (names if call.arg(4, "reduction", MEAN) == NONE else ""),
+            call.shapes,
+            call.results,
+            fixed=names,
+        )
+    reduction = call.arg(4, "reduction", MEAN)
+    return einsum(
+        f"{names},{names}->" + (names if reduction == NONE else ""),
+        call.shapes,
+        call.results,
+        special={name: "global_mean" for name in names} if reduction == MEAN else None,
+    )

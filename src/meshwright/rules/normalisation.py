@@ -1,0 +1,152 @@
+"""Layer, group and batch normalisation."""
+
+from __future__ import annotations
+
+from meshwright.program.types import Argument, Op
+from meshwright.rules.build import einsum, letters
+from meshwright.rules.registry import Call, rule
+from meshwright.rules.types import OpRule, Shape
+
+
+@rule("aten.native_layer_norm.default")
+def layer_norm(call: Call) -> OpRule:
+    """(input, normalized_shape, weight?, bias?, eps) -> (output, mean, rstd)."""
+    rank, tail = len(call.shapes[0]), len(call.ints(1, "normalized_shape"))
+    names = letters(rank)
+    lead, normed = names[: rank - tail], names[rank - tail :]
+    affine = [normed] * (len(call.shapes) - 1)
+    statistics = lead + "." * tail
+    return einsum(
+        ",".join([names, *affine]) + f"->{names},{statistics},{statistics}",
+        call.shapes,
+        call.results,
+        fixed=normed,
+    )
+
+
+@rule("aten.native_layer_norm_backward.default")
+def layer_norm_backward(call: Call) -> OpRule:
+    """(grad, input, normalized_shape, mean, rstd, weight?, bias?, mask) -> three gradients."""
+    rank, tail = len(call.shapes[0]), len(call.ints(2, "normalized_shape"))
+    names = letters(rank)
+    lead, normed = names[: rank - tail], names[rank - tail :]
+    statistics = lead + "." * tail
+    affine = [normed] * (len(call.shapes) - 4)
+    return einsum(
+        ",".join([names, names, statistics, statistics, *affine])
+        + f"->{names},{normed},{normed}",
+        call.shapes,
+        call.results,
+        fixed=normed,
+    )
+
+
+@rule("aten.native_group_norm.default")
+def group_norm(call: Call) -> OpRule:
+    """(input, weight?, bias?, N, C, HxW, group, eps) -> (output, mean, rstd); batch can be cut."""
+    rank = len(call.shapes[0])
+    names = letters(rank)
+    channel = names[1]
+    affine = [channel] * (len(call.shapes) - 1)
+
+    def localize(
+        op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
+    ) -> tuple[Argument, ...]:
+        return (*op.args[:3], operands[0][0], *op.args[4:])
+
+    return einsum(
+        ",".join([names, *affine]) + f"->{names},{names[0]}.,{names[0]}.",
+        call.shapes,
+        call.results,
+        fixed=names[1:],
+        localize=localize,
+    )
+
+
+@rule("aten.native_group_norm_backward.default")
+def group_norm_backward(call: Call) -> OpRule:
+    """(grad, input, mean, rstd, weight?, N, C, HxW, group, mask) -> three gradients."""
+    rank = len(call.shapes[0])
+    names = letters(rank)
+    affine = [names[1]] * (len(call.shapes) - 4)
+
+    def localize(
+        op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
+    ) -> tuple[Argument, ...]:
+        return (*op.args[:5], operands[0][0], *op.args[6:])
+
+    return einsum(
+        ",".join([names, names, f"{names[0]}.", f"{names[0]}.", *affine])
+        + f"->{names},{names[1]},{names[1]}",
+        call.shapes,
+        call.results,
+        fixed=names[1:],
+        localize=localize,
+    )
+
+
+@rule(
+    "aten.native_batch_norm.default",
+    "aten._native_batch_norm_legit.default",
+    "aten._native_batch_norm_legit_functional.default",
+    "aten._native_batch_norm_legit.no_stats",
+    "aten._native_batch_norm_legit_no_training.default",
+)
+def batch_norm(call: Call) -> OpRule:
+    """(input, weight?, bias?, running_mean?, running_var?, training, …) -> (output, statistics…).
+
+    In training the statistics are those of the global batch: cutting any dim
+    but the channels needs the lowering `batch_norm`.
+    """
+    rank = len(call.shapes[0])
+    names = letters(rank)
+    channel = names[1]
+    others = names.replace(channel, "")
+    special = {name: "batch_norm" for name in others} if training(call) else None
+    statistics = [
+        channel if result is not None and len(result) == 1 and result[0] != 0 else "_"
+        for result in call.results[1:]
+    ]
+    results = [call.results[0]] + [
+        result if letter != "_" else None
+        for result, letter in zip(call.results[1:], statistics, strict=True)
+    ]
+    text = ",".join([names, *[channel] * (len(call.shapes) - 1)])
+    made = einsum(
+        f"{text}->" + ",".join([names, *statistics]), call.shapes, results, special=special
+    )
+    empty = frozenset(
+        (position, factor)
+        for position in range(1, len(results))
+        for factor in range(len(made.factors))
+    )
+    results_dims = tuple(
+        ((),) * len(shape) if dims is None and shape is not None else dims
+        for dims, shape in zip(made.results, call.results, strict=True)
+    )
+    # The lowering reduces the statistics itself, so none of them is left pending.
+    return OpRule(made.factors, made.operands, results_dims, unreduced=empty)
+
+
+def training(call: Call) -> bool:
+    if "no_training" in call.op.target:
+        return False
+    position = 3 if call.op.target.endswith("no_stats") else 5
+    return bool(call.arg(position, "training", False))
+
+
+@rule("aten.native_batch_norm_backward.default")
+def batch_norm_backward(call: Call) -> OpRule:
+    """(grad, input, weight?, mean?, var?, save_mean?, save_invstd?, train, eps, mask)."""
+    rank = len(call.shapes[0])
+    names = letters(rank)
+    channel = names[1]
+    others = names.replace(channel, "")
+    train = bool(call.arg(7, "train"))
+    text = ",".join([names, names, *[channel] * (len(call.shapes) - 2)])
+    return einsum(
+        f"{text}->{names},{channel},{channel}",
+        call.shapes,
+        call.results,
+        special={name: "batch_norm_backward" for name in others} if train else None,
+    )

@@ -1,0 +1,71 @@
+"""Pointwise ops: every dim passes through, sizes of 1 broadcast."""
+
+from __future__ import annotations
+
+from meshwright.rules.build import broadcast
+from meshwright.rules.registry import Call, rule
+from meshwright.rules.types import OpRule
+
+_UNARY = (
+    "abs bitwise_not ceil clone contiguous cos elu erf exp expm1 floor gelu hardswish hardtanh "
+    "isnan leaky_relu log log1p log2 logical_not reciprocal relu round rsqrt sigmoid sign silu "
+    "sin softplus sqrt tanh zeros_like ones_like mish hardsigmoid isinf isfinite tan square erfinv"
+)
+_BINARY_TENSOR = (
+    "mul div eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor remainder fmod"
+)
+_BINARY_PLAIN = (
+    "maximum minimum logical_and logical_or atan2 gelu_backward sigmoid_backward tanh_backward "
+    "threshold_backward silu_backward leaky_relu_backward elu_backward hardtanh_backward "
+    "hardswish_backward softplus_backward native_dropout_backward mish_backward lerp "
+    "addcmul addcdiv hardsigmoid_backward "
+)
+_SCALAR = "eq ne lt le gt ge remainder bitwise_and bitwise_or rsub"
+
+
+def _names(text: str, overload: str) -> tuple[str, ...]:
+    return tuple(f"aten.{name}.{overload}" for name in text.split())
+
+
+@rule(
+    *_names(_UNARY, "default"),
+    *_names(_BINARY_TENSOR, "Tensor"),
+    *_names(_BINARY_PLAIN, "default"),
+    *_names(_SCALAR, "Scalar"),
+    "aten._to_copy.default",
+    "aten.clamp.default",
+    "aten.clamp_min.default",
+    "aten.clamp_max.default",
+    "aten.div.Tensor_mode",
+    "aten.pow.Tensor_Scalar",
+    "aten.pow.Tensor_Tensor",
+    "aten.pow.Scalar",
+    "aten.where.self",
+    "aten.where.ScalarSelf",
+    "aten.where.ScalarOther",
+    "aten.where.Scalar",
+    "aten.masked_fill.Scalar",
+    "aten.masked_fill.Tensor",
+    "aten.lerp.Scalar",
+    "aten.full_like.default",
+    "aten.empty_like.default",
+    "aten.copy.default",
+    "aten.prelu.default",
+)
+def pointwise(call: Call) -> OpRule:
+    return broadcast(call.shapes, call.results)
+
+
+@rule("aten.add.Tensor", "aten.sub.Tensor", "aten.rsub.Tensor")
+def add(call: Call) -> OpRule:
+    return broadcast(call.shapes, call.results, linear="joint" if len(call.shapes) > 1 else "none")
+
+
+@rule("aten.add.Scalar", "aten.sub.Scalar")
+def add_scalar(call: Call) -> OpRule:
+    return broadcast(call.shapes, call.results)
+
+
+@rule("aten.neg.default", "aten.mul.Scalar", "aten.div.Scalar")
+def scale(call: Call) -> OpRule:
+    return broadcast(call.shapes, call.results, linear="unary")

@@ -1,0 +1,49 @@
+"""One device's compiled step: the sections of a lowered program as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from meshwright.layout.lowered import LoweredProgram, Section
+from meshwright.lower.emit import Run, emit
+from meshwright.runtime.comm import Communicator
+from meshwright.runtime.local_ops import RandomKey, local_ops
+
+
+class Executable:
+    """Runs the sections of one lowered program.
+
+    `text` maps each section's name to the Python that runs for it.
+    """
+
+    def __init__(
+        self, lowered: LoweredProgram, comm: Communicator, key: RandomKey, device: torch.device
+    ) -> None:
+        self.lowered = lowered
+        self.text: dict[str, str] = {}
+        self._runs: dict[str, Run] = {}
+        self._sections: dict[str, Section] = {}
+        functions = local_ops(comm, key)
+        for name in ("gather", "forward", "backward", "reduce", "clip"):
+            section: Section = getattr(lowered, name)
+            self._sections[name] = section
+            self._runs[name], self.text[name] = emit(
+                name, section, lowered.values, functions, device
+            )
+
+    def run(
+        self, name: str, kept: Mapping[str, Tensor], taken: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Run one section; its outputs by value name.
+
+        Inputs in `taken` are removed from it, so that the section frees each
+        after its last use; those in `kept` stay with the caller.
+        """
+        section = self._sections[name]
+        taken = {} if taken is None else taken
+        values = [taken.pop(value) if value in taken else kept[value] for value in section.inputs]
+        outputs = self._runs[name](values)
+        return dict(zip(section.outputs, outputs, strict=True))

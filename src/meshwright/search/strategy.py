@@ -1,0 +1,129 @@
+"""Strategies by name: `data`, `zero=3`, `data=2,tensor=2,zero=1`, `auto`…"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meshwright.cluster.mesh import Mesh
+from meshwright.errors import StrategyError
+
+AXES = ("data", "tensor")  # outermost first
+NAMES = (*AXES, "zero", "microbatches", "auto")
+_LATER = ("stage", "schedule", "context", "sequence", "expert", "recompute", "offload")
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """What the user fixed; None is left to the search or to a default.
+
+    axes: sizes of the mesh's axes; 0 takes what the other axes leave.
+    """
+
+    text: str
+    axes: Mapping[str, int]
+    zero: int | None = None
+    microbatches: int | None = None
+    auto: bool = False
+
+
+def parse_strategy(text: str) -> Strategy:
+    """Raises StrategyError, naming the part that does not parse."""
+    axes: dict[str, int] = {}
+    zero: int | None = None
+    microbatches: int | None = None
+    auto = False
+    seen: set[str] = set()
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name in seen:
+            raise StrategyError(f"The strategy '{text}' names '{name}' twice.", "Name it once.")
+        seen.add(name)
+        if name == "auto" and not value:
+            auto = True
+        elif name in AXES:
+            axes[name] = _number(text, part, value, at_least=1) if value else 0
+        elif name == "zero":
+            zero = _number(text, part, value, at_least=0)
+            if zero > 3:
+                raise StrategyError(
+                    f"The strategy '{text}' asks for zero={zero}; stages are 0, 1, 2 and 3.",
+                    "zero=1 shards the optimizer's state, 2 gradients as well, 3 parameters too.",
+                )
+        elif name == "microbatches":
+            microbatches = _number(text, part, value, at_least=1)
+        elif name in _LATER:
+            raise StrategyError(
+                f"The strategy '{text}' asks for '{name}', which this version can't run yet.",
+                f"Compose one of {', '.join(NAMES)}.",
+            )
+        else:
+            raise StrategyError(
+                f"The strategy '{text}' has a part '{part.strip()}' that means nothing here.",
+                _suggest(name),
+            )
+    return Strategy(text, axes, zero, microbatches, auto)
+
+
+def _suggest(name: str) -> str:
+    close = difflib.get_close_matches(name, NAMES, 1)
+    guess = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{guess}Compose one of {', '.join(NAMES)}, as in data=2,tensor=2,zero=1."
+
+
+def _number(text: str, part: str, value: str, at_least: int) -> int:
+    if not value.isdecimal() or int(value) < at_least:
+        raise StrategyError(
+            f"The strategy '{text}' has '{part.strip()}', whose value is no whole number of at "
+            f"least {at_least}.",
+            "Write it as in data=2,tensor=2,zero=1.",
+        )
+    return int(value)
+
+
+def mesh_for(strategy: Strategy, devices: int) -> Mesh:
+    """The mesh of a named strategy on `devices` devices; axes of size 1 are kept when named.
+
+    Raises StrategyError when the sizes do not multiply to the number of devices.
+    """
+    axes = dict(strategy.axes)
+    if strategy.zero and "data" not in axes:
+        axes["data"] = 0
+    if not axes:
+        axes["data"] = 0
+    fixed = 1
+    for size in axes.values():
+        fixed *= size or 1
+    open_axes = [name for name in AXES if axes.get(name) == 0]
+    if devices % fixed:
+        raise StrategyError(_misfit(strategy, fixed, devices), _fitting(devices))
+    rest = devices // fixed
+    for position, name in enumerate(open_axes):
+        axes[name] = rest if position == 0 else 1
+    if not open_axes and fixed != devices:
+        raise StrategyError(_misfit(strategy, fixed, devices), _fitting(devices))
+    return Mesh(tuple((name, axes[name]) for name in AXES if name in axes))
+
+
+def _misfit(strategy: Strategy, wanted: int, devices: int) -> str:
+    return (
+        f"The strategy '{strategy.text}' makes a mesh of {wanted} "
+        f"device{'s' if wanted > 1 else ''}, but the cluster has {devices}."
+    )
+
+
+def _fitting(devices: int) -> str:
+    return (
+        f"Choose sizes whose product is {devices}, leave one axis without a size to take the "
+        "rest, or plan for another cluster."
+    )
+
+
+def factorisations(devices: int) -> tuple[Mesh, ...]:
+    """Every mesh of a data and a tensor axis over `devices` devices, most data first."""
+    return tuple(
+        Mesh((("data", devices // tensor), ("tensor", tensor)))
+        for tensor in range(1, devices + 1)
+        if devices % tensor == 0
+    )

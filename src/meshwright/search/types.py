@@ -1,0 +1,36 @@
+"""What the search passes around: candidates, and what an evaluation says of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meshwright.cluster.mesh import Mesh
+from meshwright.layout.groups import Analysis
+from meshwright.plan.types import Decision, ParameterPlan, Prediction
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Everything that decides how a step runs, before it is costed."""
+
+    name: str
+    mesh: Mesh
+    zero: int
+    microbatches: int
+    decisions: tuple[Decision, ...]
+    parameters: dict[str, ParameterPlan]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    candidate: Candidate
+    prediction: Prediction
+    fits: bool
+
+
+AnalysisFor = Callable[[int], Analysis]
+"""The analysed Program of one microbatch when the global batch is cut into so many."""
+
+Evaluate = Callable[[Candidate], Prediction]
+"""Lowers and simulates a candidate."""
