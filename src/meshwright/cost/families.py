@@ -127,7 +127,7 @@ _NAMES: dict[Family, str] = {
         repeat_interleave tile flip roll rot90 pad constant_pad_nd reflection_pad1d
         reflection_pad1d_backward reflection_pad2d reflection_pad2d_backward replication_pad1d
         replication_pad1d_backward replication_pad2d replication_pad2d_backward
-        _pad_circular cartesian_prod meshgrid block_diag diag diag_embed 
+        _pad_circular cartesian_prod meshgrid block_diag diag diag_embed
         split_copy split_with_sizes_copy permute_copy transpose_copy slice_copy select_copy
         unbind_copy view_copy expand_copy unfold_copy""",
 }
