@@ -27,6 +27,7 @@ Cuts = Sequence[tuple[Split, int, int, int]]  # as returned by `layout.types.cut
 # What decides how to cover the local part: a jump against drawing one element more.
 _JUMP_S = 4e-6
 _DRAW_S = 5e-9
+_TORCH = {4: torch.float32, 8: torch.float64}
 # Bits of a uniform draw that dtypes below float32 hold without rounding up to 1.
 _DIGITS = {torch.bfloat16: 8, torch.float16: 11}
 
@@ -99,7 +100,9 @@ def _draw(
     cover = _cover(tuple(shape), tuple(cuts))
     bits = np.random.Philox(key=_philox_key(key))
     generator = np.random.Generator(bits)
-    out = np.empty(sum(cover.lengths), dtype)
+    # PyTorch's own memory, so that measurements of memory see it
+    drawn = torch.empty(sum(cover.lengths), dtype=_TORCH[dtype.itemsize])
+    out = drawn.numpy()
     per_count = 32 // dtype.itemsize  # one Philox counter gives 32 bytes
     filled = count = 0
     for start, length in zip(cover.starts, cover.lengths, strict=True):
@@ -110,7 +113,7 @@ def _draw(
         generator.random(dtype=dtype.type, out=out[filled : filled + length])
         filled += length
         count = target - (-(skip + length) // per_count)
-    result = torch.from_numpy(out).view(cover.drawn)
+    result = drawn.view(cover.drawn)
     for cut, index, parts in cover.keep:
         result = shard(result, cut, index, parts)
     return result
