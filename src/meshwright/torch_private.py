@@ -17,6 +17,12 @@ TorchDispatchMode
     in a private module.
 without_modes
     real computation inside of a dispatch mode, such as cloning a constant.
+forget_conversions
+    fakes are remembered by weak references, and PyTorch refuses to convert a
+    module (`.half()`) whose parameters have any.
+TRUNCATED_NORMAL
+    the code of `torch.nn.init.trunc_normal_`: it draws until the values are
+    within bounds, which fakes can't answer, so it is recorded as one op.
 OpOverload
     the type of what a dispatch mode sees, for annotations.
 functionalization
@@ -25,7 +31,7 @@ functionalization
     used around `torch.autograd.grad` and module state.
 current_autograd_node, next_sequence_number
     which forward op a backward op differentiates.
-flatten_with_paths, flatten, key_path, TreeSpec
+flatten_with_paths, flatten, key_path, tree_map, TreeSpec
     the pytree whose registrations (named tuples, Hugging Face outputs)
     `torch.func` and `torch.export` use.
 """
@@ -48,9 +54,10 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
-from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path
+from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_map
 
 __all__ = [
+    "TRUNCATED_NORMAL",
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeTensor",
@@ -62,6 +69,7 @@ __all__ = [
     "current_autograd_node",
     "flatten",
     "flatten_with_paths",
+    "forget_conversions",
     "from_functional",
     "functionalization",
     "is_functional",
@@ -69,7 +77,11 @@ __all__ = [
     "storage_key",
     "to_functional",
     "without_modes",
+    "tree_map",
 ]
+
+
+TRUNCATED_NORMAL = torch.nn.init._no_grad_trunc_normal_.__code__
 
 
 @contextmanager
@@ -108,6 +120,11 @@ def current_autograd_node() -> int | None:
 def next_sequence_number() -> int:
     """The sequence number that the next autograd node made on this thread will get."""
     return int(torch._C._autograd._get_sequence_nr())
+
+
+def forget_conversions(mode: FakeTensorMode) -> None:
+    """Drops the mode's weak references to the fakes that it made."""
+    mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -131,7 +131,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _number(self, tensor: Tensor) -> int:
         number = self._numbers.get(id(tensor))
         if number is None:
-            number = self._constant(tensor, self._foreign(tensor))
+            with without_modes():
+                real = self._foreign(tensor)
+            number = self._constant(tensor, real)
         return number
 
     def _constant(self, fake: Tensor, real: Tensor) -> int:

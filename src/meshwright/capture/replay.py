@@ -29,10 +29,10 @@ Keep = Callable[[str, Tensor], Tensor]
 _FILLS = frozenset({
     "aten::normal_", "aten::uniform_", "aten::zero_", "aten::fill_", "aten::copy_",
     "aten::random_", "aten::exponential_", "aten::log_normal_", "aten::cauchy_",
-    "aten::geometric_", "aten::bernoulli_",
+    "aten::geometric_", "aten::bernoulli_", "trunc_normal_",
 })  # fmt: skip
 
-# Random ops that draw a number of times given by the shape alone.
+# Random ops that draw alike whatever the values that they are given.
 _DRAW_BY_SHAPE = _FILLS | frozenset({
     "aten::rand", "aten::randn", "aten::randint", "aten::rand_like", "aten::randn_like",
     "aten::randint_like",
@@ -201,6 +201,7 @@ class _Run:
         step = node.step
         output = self._call(step, lambda view: self._tensor(view, node.versions[view.storage]))
         outputs = output if isinstance(output, (tuple, list)) else (output,)
+        outputs = outputs if step.outputs else ()
         for view, real in zip(step.outputs, outputs, strict=True):
             if view is not None:
                 self._memory[node.versions[view.storage]] = self._laid_out(view, real)
@@ -276,7 +277,7 @@ def _resolved(item: Any, resolve: Callable[[View], Tensor]) -> Any:
 
 def _filled(step: Step, tape: Tape) -> int | None:
     """The storage that a step overwrites entirely without reading it, if there is one."""
-    if step.func._schema.name not in _FILLS or not isinstance(step.args[0], View):
+    if step.name not in _FILLS or not isinstance(step.args[0], View):
         return None
     target: View = step.args[0]
     others = _views((step.args[1:], *step.kwargs.values()))
@@ -296,7 +297,7 @@ def _filled(step: Step, tape: Tape) -> int | None:
 
 def _draws_by_shape(step: Step) -> bool:
     tensors = sum(1 for _ in _views((step.args, *step.kwargs.values())))
-    return step.func._schema.name in _DRAW_BY_SHAPE and tensors <= 1
+    return step.name in _DRAW_BY_SHAPE and tensors <= 1
 
 
 class _default_dtype_restored:

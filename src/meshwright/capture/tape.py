@@ -7,9 +7,12 @@ a `View` is a region of a numbered storage. So views need no replay, and neither
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,10 +20,13 @@ from torch import Tensor
 
 from meshwright.errors import CaptureError
 from meshwright.torch_private import (
+    TRUNCATED_NORMAL,
+    DataDependentOutputException,
     FakeTensor,
     FakeTensorMode,
     OpOverload,
     TorchDispatchMode,
+    forget_conversions,
     storage_key,
     without_modes,
 )
@@ -51,7 +57,8 @@ class Step:
     `state` is the state to put the generator in first: the user seeded it.
     """
 
-    func: OpOverload
+    name: str
+    func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[View | None, ...]
@@ -70,7 +77,7 @@ class Tape:
     sizes: list[int] = field(default_factory=list)
     given: dict[int, Tensor] = field(default_factory=dict)  # storage -> its bytes
     _numbers: dict[int, int] = field(default_factory=dict)
-    _held: list[Tensor] = field(default_factory=list)  # keeps storage identities in use
+    _held: list[Any] = field(default_factory=list)  # storages, so that their identities last
 
     def knows(self, tensor: Tensor) -> bool:
         return storage_key(tensor) in self._numbers
@@ -88,7 +95,7 @@ class Tape:
         number = len(self.sizes)
         self.sizes.append(int(tensor.untyped_storage().nbytes()))
         self._numbers[storage_key(tensor)] = number
-        self._held.append(tensor)
+        self._held.append(tensor.untyped_storage())
         return number
 
     def add_given(self, real: Tensor, fake: Tensor) -> None:
@@ -99,7 +106,7 @@ class Tape:
                 whole = torch.empty(0, dtype=torch.uint8).set_(real.untyped_storage())
                 self.given[number] = whole.clone()
         self._numbers[storage_key(real)] = self._numbers[storage_key(fake)]
-        self._held.append(real)
+        self._held.append(real.untyped_storage())
 
 
 class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -107,6 +114,8 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = Tape()
         self._fake_mode = fake_mode
+        self._fakes: dict[int, tuple[Tensor, Tensor]] = {}  # id of a real -> it, its fake
+        self._drawing: FrameType | None = None
         self._generators: dict[int, tuple[int, torch.Generator, Tensor]] = {}
 
     @contextmanager
@@ -116,8 +125,11 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             torch.default_generator.manual_seed(_MARK)
             default = torch.default_generator
             self._generators[id(default)] = 0, default, default.get_state()
-            with self._fake_mode, self:
+            with warnings.catch_warnings(), self._fake_mode, self:
+                # Copying a module asks a fake for its address, and goes on without.
+                warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
                 yield
+        self._drawing = None
 
     def __torch_dispatch__(
         self,
@@ -129,6 +141,9 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device
         kwargs = kwargs or {}
+        frame = _truncated_normal()
+        if frame is not None:
+            return self._draw_truncated(frame, func, args, kwargs)
         if func is _aten.lift_fresh.default and not isinstance(args[0], FakeTensor):
             real = args[0]
             fake = func(real)
@@ -140,14 +155,17 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         writes = self._written(func, args, kwargs)
         inputs = self._freeze(args), {key: self._freeze(item) for key, item in kwargs.items()}
         output = func(*args, **kwargs)
+        forget_conversions(self._fake_mode)
         self._append(func, inputs[0], inputs[1], output, writes)
         return output
 
     def _replace(self, item: Any) -> Any:
         if isinstance(item, Tensor) and not isinstance(item, FakeTensor):
-            fake = self._fake_mode.from_tensor(item)
-            self.tape.add_given(item, fake)
-            return fake
+            if id(item) not in self._fakes:
+                fake = self._fake_mode.from_tensor(item)
+                self.tape.add_given(item, fake)
+                self._fakes[id(item)] = item, fake
+            return self._fakes[id(item)][1]
         if isinstance(item, (list, tuple)):
             return [self._replace(part) for part in item]
         return item
@@ -197,7 +215,7 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if is_fresh and not self.tape.knows(item):
                 self.tape.add(item)
         step = Step(
-            func, args, kwargs,
+            func._schema.name, func, args, kwargs,
             tuple(
                 self.tape.view(item) if is_fresh else None
                 for item, is_fresh in zip(outputs, fresh, strict=True)
@@ -208,6 +226,26 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             step.random = True
             step.generator, step.state = self._generator(kwargs.get("generator"))
         self.tape.steps.append(step)
+
+    def _draw_truncated(
+        self, frame: FrameType, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """One step stands for all that `trunc_normal_` does, a loop whose end the values decide."""
+        if frame is not self._drawing:
+            self._drawing = frame
+            given = frame.f_locals
+            target = self._freeze(given["tensor"])
+            step = Step(
+                "trunc_normal_", torch.nn.init.trunc_normal_,
+                (target, given["mean"], given["std"], given["a"], given["b"]), {},
+                (), frozenset({target.storage}), torch.get_default_dtype(), random=True,
+            )  # fmt: skip
+            step.generator, step.state = self._generator(given["generator"])
+            self.tape.steps.append(step)
+        try:
+            return func(*args, **kwargs)
+        except DataDependentOutputException:
+            return False  # "is any value out of bounds?"
 
     def _generator(self, generator: torch.Generator | None) -> tuple[int, Tensor | None]:
         # Fakes draw nothing, so a state that changed was set by the user.
@@ -223,6 +261,15 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._generators[id(generator)] = number, generator, state
         changed = before is None or not torch.equal(before, state)
         return number, state if changed else None
+
+
+def _truncated_normal() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(8):
+        if frame is None or frame.f_code is TRUNCATED_NORMAL:
+            return frame
+        frame = frame.f_back
+    return None
 
 
 def _refuse_unreplayable(func: OpOverload, args: tuple[Any, ...]) -> None:

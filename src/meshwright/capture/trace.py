@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,11 @@ def _user_code(run: Callable[[], Tensor]) -> Tensor:
     return run()
 
 
+def _open_kernels() -> AbstractContextManager[None]:
+    """Recurrent layers as the ops that they consist of: the fused one can't be run apart."""
+    return torch.backends.mkldnn.flags(enabled=False)
+
+
 class _Trace:
     """One run of the step on fakes, and what is known of its inputs and outputs."""
 
@@ -101,7 +107,7 @@ class _Trace:
             tensors = make_functional(module)
             trainable, buffers = self._add_state(module, tensors)
             batch = self._fake_batch()
-            with self.recorder, functionalization(), self._modules.watch():
+            with self.recorder, functionalization(), self._modules.watch(), _open_kernels():
                 loss = self._explained("forward", lambda: run_loss(self._task, module, batch))
                 self._read_buffers(module, buffers)
             tangent = self._add_tangent(loss)

@@ -79,7 +79,7 @@ class Alternative(Prediction):
 
 
 class Plan(Record):
-    """A complete plan; `Plan.load` and `plan.save` live in `meshwright.plan.file`."""
+    """A complete plan; `meshwright.plan.file` reads and writes it."""
 
     format_version: int = FORMAT_VERSION
     meshwright_version: str
@@ -102,3 +102,8 @@ class Plan(Record):
     capture_s: float = 0.0
     search_s: float = 0.0
     lower_s: float = 0.0
+
+    def __str__(self) -> str:
+        from meshwright.plan.text import format_plan
+
+        return format_plan(self)

@@ -20,9 +20,16 @@ class Executable:
     """
 
     def __init__(
-        self, lowered: LoweredProgram, comm: Communicator, key: RandomKey, device: torch.device
+        self,
+        lowered: LoweredProgram,
+        constants: Mapping[str, Tensor],
+        comm: Communicator,
+        key: RandomKey,
+        device: torch.device,
     ) -> None:
+        """`constants` are the tensors that the step closes over, by value name."""
         self.lowered = lowered
+        self._constants = constants
         self.text: dict[str, str] = {}
         self._runs: dict[str, Run] = {}
         self._sections: dict[str, Section] = {}

@@ -1,0 +1,301 @@
+"""The flow, top to bottom: capture, plan, lower, run. The one module that sees every stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meshwright._version import __version__
+from meshwright.capture.batch import BatchSpec, batch_spec
+from meshwright.capture.blueprint import Blueprint, blueprint
+from meshwright.capture.trace import Captured, capture
+from meshwright.cluster.mesh import Mesh
+from meshwright.cluster.parse import parse_cluster
+from meshwright.cluster.types import Cluster, Profile
+from meshwright.cost.memory import optimizer_cost
+from meshwright.errors import UsageError
+from meshwright.layout.assignment import assign
+from meshwright.layout.groups import Analysis
+from meshwright.layout.lowered import LoweredProgram
+from meshwright.lower.lower import lower
+from meshwright.plan.check import check_devices, check_plan
+from meshwright.plan.file import load_plan
+from meshwright.plan.types import Alternative, Plan, Prediction
+from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
+from meshwright.program.types import Program
+from meshwright.runtime.comm import Communicator, connect
+from meshwright.runtime.job import Compiled, Job
+from meshwright.runtime.microbatch import batch_size, microbatch_of
+from meshwright.runtime.trainer import OptimizerFactory
+from meshwright.runtime.worker import init_process
+from meshwright.search.search import search
+from meshwright.search.strategy import parse_strategy
+from meshwright.search.types import Candidate, Evaluated
+from meshwright.simulate.step import simulate
+from meshwright.simulate.types import Simulation
+from meshwright.task import Task
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Model:
+    """A task with what capture learned of it: the Program of each microbatch shape, once."""
+
+    task: Task
+    capture_s: float = 0.0
+    blueprint: Blueprint = field(init=False)
+    _captured: dict[tuple[tuple[int, ...], ...], tuple[Captured, Analysis]] = field(
+        init=False, default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        started = time.perf_counter()
+        self.blueprint = blueprint(self.task.model)
+        self.capture_s += time.perf_counter() - started
+
+    @property
+    def global_batch(self) -> int:
+        return batch_size(self.spec.flatten(self.task.batch))
+
+    @property
+    def spec(self) -> BatchSpec:
+        return batch_spec(self.task.batch)
+
+    def captured(self, batch: Any) -> tuple[Captured, Analysis]:
+        """The Program for batches shaped like `batch`; at most eight shapes are kept."""
+        leaves = self.spec.flatten(batch)
+        key = tuple(tuple(leaf.shape) for leaf in leaves.values())
+        found = self._captured.get(key)
+        if found is None:
+            made = capture(self.task, batch=batch, blueprint=self.blueprint)
+            self.capture_s += made.seconds
+            found = self._captured[key] = (made, Analysis(made.program))
+            while len(self._captured) > 8:
+                self._captured.pop(next(iter(self._captured)))
+        return found
+
+    def microbatch(self, count: int) -> tuple[Captured, Analysis]:
+        """The Program of one of `count` microbatches of the example batch."""
+        return self.captured(microbatch_of(self.task.batch, self.global_batch // count))
+
+
+def plan(
+    task: Task,
+    cluster: str | Cluster = "local:4",
+    strategy: str = "auto",
+    *,
+    microbatches: int | None = None,
+    clip_norm: float | None = None,
+    optimizer: str = "adamw",
+    profile: Profile | None = None,
+    model: Model | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """A plan for one training step of `task` on `cluster`. Needs no process group and no weights.
+
+    cluster: as in `local:4` or `16x8:h100-sxm`, or a Cluster.
+    strategy: `auto`, or a composition such as `data=2,tensor=2,zero=1`.
+    microbatches: into how many the global batch is cut; None leaves it to the strategy.
+    clip_norm: bound on the global norm of the gradients; None clips nothing.
+    optimizer: whose state and time are counted, by name as in `adamw` or `sgd`.
+    profile: what `calibrate` measured on this machine, for a `local` cluster.
+
+    Raises UsageError for bad input, NoPlanFits when memory does not suffice,
+    CaptureError when the model can't be captured.
+    """
+    say = progress or (lambda message: None)
+    where = parse_cluster(cluster, profile) if isinstance(cluster, str) else cluster
+    wanted = parse_strategy(strategy)
+    if microbatches is not None:
+        if wanted.microbatches not in (None, microbatches):
+            raise UsageError(
+                f"The strategy asks for {wanted.microbatches} microbatches, the call for "
+                f"{microbatches}.",
+                "Say it once.",
+            )
+        wanted = parse_strategy(f"{strategy},microbatches={microbatches}")
+    optimizer_cost(optimizer)
+    if clip_norm is not None and clip_norm <= 0:
+        raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
+    model = model or Model(task)
+    say("capturing the step")
+    program = model.microbatch(1)[0].program
+    started, captured_before = time.perf_counter(), model.capture_s
+    batch = model.global_batch
+
+    def evaluate(candidate: Candidate) -> Prediction:
+        say(f"costing {candidate.name}")
+        lowered = _lower(model, candidate, clip_norm is not None)
+        result = simulate(
+            lowered, where, microbatches=candidate.microbatches, optimizer=optimizer,
+            memory_curve=False,
+        )  # fmt: skip
+        program = model.microbatch(candidate.microbatches)[0].program
+        return predict(result, program, candidate.mesh, candidate.microbatches, where)
+
+    found = search(
+        wanted,
+        where.size,
+        where.groups[0].profile.memory_bytes,
+        batch,
+        lambda count: model.microbatch(count)[1],
+        evaluate,
+    )
+    search_s = time.perf_counter() - started - (model.capture_s - captured_before)
+    best = found.best.candidate
+    started = time.perf_counter()
+    _lower(model, best, clip_norm is not None)
+    lower_s = time.perf_counter() - started
+    return Plan(
+        meshwright_version=__version__,
+        model=task.name,
+        program=fingerprint(model.microbatch(best.microbatches)[0].program),
+        parameters_fingerprint=parameters_fingerprint(program),
+        cluster=where.text,
+        strategy=best.name if wanted.auto else strategy,
+        mesh=dict(best.mesh.axes),
+        microbatches=best.microbatches,
+        global_batch=batch,
+        clip_norm=clip_norm,
+        optimizer=optimizer,
+        decisions=best.decisions,
+        parameters=best.parameters,
+        predicted=found.best.prediction,
+        why=found.why,
+        alternatives=(
+            *(_alternative(other) for other in found.others),
+        ),
+        capture_s=model.capture_s,
+        search_s=search_s,
+        lower_s=lower_s,
+    )
+
+
+def _alternative(item: Evaluated) -> Alternative:
+    return Alternative(
+        **item.prediction.model_dump(),
+        strategy=item.candidate.name,
+        mesh=dict(item.candidate.mesh.axes),
+        microbatches=item.candidate.microbatches,
+        fits=item.fits,
+    )
+
+
+def _lower(model: Model, candidate: Candidate, clip: bool) -> LoweredProgram:
+    analysis = model.microbatch(candidate.microbatches)[1]
+    assignment = assign(
+        analysis, candidate.mesh, candidate.decisions, candidate.parameters, clip
+    )
+    return lower(analysis, assignment, candidate.mesh.coordinate(0))
+
+
+def predict(
+    result: Simulation, program: Program, mesh: Mesh, microbatches: int, cluster: Cluster
+) -> Prediction:
+    """What the simulation says, with rates: tokens (or examples) and model FLOPs per second."""
+    from meshwright.cost.flops import op_flops
+
+    flops = microbatches * sum(op_flops(op, program.values) for op in program.ops)
+    peak = cluster.groups[0].profile.peak_flops
+    tokens = microbatches * tokens_of(program)
+    return Prediction(
+        step_time_s=result.step_time_s,
+        peak_memory_bytes=result.peak_memory_bytes,
+        tokens_per_s=tokens / result.step_time_s if result.step_time_s else None,
+        mfu=flops / (result.step_time_s * mesh.size * peak) if result.step_time_s else None,
+        collectives=result.collectives,
+        compute_s=result.compute_s + result.optimizer_s,
+        communication_s=result.communication_s,
+        memory=result.memory,
+    )
+
+
+def tokens_of(program: Program) -> int:
+    """Tokens of one microbatch: elements of the first batch leaf that holds token numbers.
+
+    A model without one counts examples.
+    """
+    leaves = [program.values[item.value] for item in program.inputs_of("batch")]
+    for leaf in leaves:
+        if leaf.dtype in ("int64", "int32") and len(leaf.shape) >= 2:
+            return leaf.numel
+    return leaves[0].shape[0] if leaves and leaves[0].shape else 1
+
+
+def simulate_plan(task: Task, plan: Plan, *, profile: Profile | None = None,
+                  model: Model | None = None) -> Simulation:  # fmt: skip
+    """The planned step simulated in full, with its timeline and memory curve."""
+    model = model or Model(task)
+    analysis = model.microbatch(plan.microbatches)[1]
+    mesh = Mesh(tuple(plan.mesh.items()))
+    check_plan(plan, analysis.program)
+    assignment = assign(
+        analysis, mesh, plan.decisions, plan.parameters, plan.clip_norm is not None
+    )
+    lowered = lower(analysis, assignment, mesh.coordinate(0))
+    cluster = parse_cluster(plan.cluster, profile)
+    return simulate(lowered, cluster, microbatches=plan.microbatches, optimizer=plan.optimizer)
+
+
+def parallelize(
+    task: Task,
+    *,
+    optimizer: OptimizerFactory,
+    plan: Plan | str | Path,
+    seed: int = 0,
+    communicator: Communicator | None = None,
+    model: Model | None = None,
+    device: str | None = None,
+) -> Job:
+    """This process's part of the planned job, ready to step. Call it in every process.
+
+    optimizer: makes a `torch.optim` optimizer from a list of parameters; it
+        sees local shards, so it must update each element by itself.
+    plan: a Plan, or the path of one.
+    seed: of the initial parameters, which are bitwise those of
+        `torch.manual_seed(seed); model()` whatever the plan, and of random ops.
+    communicator: for runs inside one process; None connects the processes that
+        `torchrun` or `meshwright train` started.
+    device: `cpu` or `cuda`; None takes CUDA where there is one.
+    """
+    resolved = plan if isinstance(plan, Plan) else load_plan(plan)
+    mesh = Mesh(tuple(resolved.mesh.items()))
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if communicator is None:
+        process = init_process(place)
+        check_devices(resolved, process.world)
+        communicator = connect(mesh, place)
+    model = model or Model(task)
+    coordinate = mesh.coordinate(communicator.rank)
+    check_plan(resolved, model.microbatch(resolved.microbatches)[0].program)
+
+    def compile_for(batch: Any) -> Compiled:
+        captured, analysis = model.captured(batch)
+        assignment = assign(
+            analysis, mesh, resolved.decisions, resolved.parameters,
+            resolved.clip_norm is not None,
+        )  # fmt: skip
+        return Compiled(
+            lower(analysis, assignment, coordinate), captured.constants, tokens_of(captured.program)
+        )
+
+    return Job(
+        plan=resolved,
+        flatten=model.spec.flatten,
+        compile_for=compile_for,
+        example=task.batch,
+        materialize=model.blueprint.materialize,
+        optimizer=optimizer,
+        communicator=communicator,
+        seed=seed,
+        device=torch.device(place, torch.cuda.current_device()) if place == "cuda"
+        else torch.device("cpu"),
+    )  # fmt: skip
+
+

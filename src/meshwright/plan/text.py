@@ -1,0 +1,117 @@
+"""A plan as text: the table that `print(plan)` shows, within 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from meshwright.plan.types import Collective, ParameterPlan, Plan
+
+_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+RESIDENCY_TEXT = {
+    "always": "whole on every device of the axis",
+    "step": "sharded between steps, gathered once a step",
+    "microbatch": "sharded, gathered for each microbatch",
+    "use": "sharded, gathered at each use",
+}
+
+
+def format_plan(plan: Plan) -> str:
+    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items()) or "one device"
+    predicted = plan.predicted
+    lines = [
+        f"{plan.model}: {plan.strategy} on {plan.cluster}",
+        "",
+        f"  mesh             {mesh}",
+        f"  global batch     {plan.global_batch} in {plan.microbatches} "
+        f"microbatch{'es' if plan.microbatches > 1 else ''}",
+        f"  step time        {seconds(predicted.step_time_s)} predicted "
+        f"({seconds(predicted.compute_s)} compute, "
+        f"{seconds(predicted.communication_s)} communication)",
+        f"  peak memory      {nbytes(predicted.peak_memory_bytes)} a device",
+    ]
+    if predicted.tokens_per_s is not None:
+        lines.append(f"  throughput       {predicted.tokens_per_s:,.0f} tokens/s")
+    if predicted.mfu is not None:
+        lines.append(f"  model flops      {predicted.mfu:.1%} of the devices' peak")
+    lines += ["", f"  {plan.why}" if plan.why else ""]
+    lines += ["", "  Collectives per device and step"]
+    lines += _collectives(predicted.collectives)
+    lines += ["", "  Sharded over the mesh"]
+    lines += _decisions(plan)
+    lines += ["", "  Parameters"]
+    lines += _residencies(plan.parameters)
+    if plan.alternatives:
+        lines += ["", "  Also considered"]
+        rows = [
+            (
+                other.strategy,
+                seconds(other.step_time_s),
+                nbytes(other.peak_memory_bytes),
+                "" if other.fits else "does not fit",
+            )
+            for other in plan.alternatives[:8]
+        ]
+        lines += table(("strategy", "step time", "peak memory", ""), rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _collectives(collectives: Sequence[Collective]) -> list[str]:
+    if not collectives:
+        return ["    none"]
+    rows = [(c.kind, c.axis, str(c.count), nbytes(c.bytes)) for c in collectives]
+    return table(("kind", "axis", "count", "bytes"), rows)
+
+
+def _decisions(plan: Plan) -> list[str]:
+    """Decisions that differ only in a layer's number are shown as one."""
+    merged: dict[tuple[str, str, int, int, int | None], int] = {}
+    for decision in plan.decisions:
+        stem = ".".join("*" if part.isdecimal() else part for part in decision.value.split("."))
+        key = (decision.axis, stem, decision.dim, decision.outer, decision.extent)
+        merged[key] = merged.get(key, 0) + 1
+    if not merged:
+        return ["    nothing"]
+    rows = []
+    for (axis, stem, dim, outer, extent), count in merged.items():
+        view = f"dim {dim}"
+        if outer > 1 or extent is not None:
+            view += f" as [{outer}, {extent or 'all'}, …]"
+        rows.append((axis, stem, view, f"{count} times" if count > 1 else ""))
+    return table(("axis", "value and all that goes with it", "cut along", ""), rows)
+
+
+def _residencies(parameters: dict[str, ParameterPlan]) -> list[str]:
+    counts: dict[tuple[str, str], int] = {}
+    for item in parameters.values():
+        key = (item.residency, ", ".join(item.storage_axes))
+        counts[key] = counts.get(key, 0) + 1
+    return [
+        f"    {count} {RESIDENCY_TEXT[residency]}" + (f" (over {axes})" if axes else "")
+        for (residency, axes), count in counts.items()
+    ]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], indent: str = "    ") -> list[str]:
+    body = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[k]) for row in body) for k in range(len(head))]
+    return [
+        indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in body
+    ]
+
+
+def seconds(value: float) -> str:
+    if value >= 100:
+        return f"{value:.0f} s"
+    if value >= 1:
+        return f"{value:.2f} s"
+    if value >= 1e-3:
+        return f"{value * 1e3:.1f} ms"
+    return f"{value * 1e6:.0f} µs"
+
+
+def nbytes(value: int) -> str:
+    for size, unit in _UNITS:
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value} B"
