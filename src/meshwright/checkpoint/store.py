@@ -10,18 +10,22 @@ Keys are parameter paths, and `optimizer.<parameter>.<state>` for the optimizer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
@@ -32,6 +36,7 @@ from meshwright.errors import UsageError
 
 FORMAT_VERSION = 1
 Cuts = Sequence[tuple[str, int | None]]
+_Meshes = dict[tuple[str, tuple[str, ...]], DeviceMesh]  # (device type, order of axes)
 
 
 class Stored(NamedTuple):
@@ -75,7 +80,8 @@ def save(
         partial.mkdir(parents=True)
     _barrier()
     state = _state(tensors, mesh)
-    dcp.save(state, checkpoint_id=partial, no_dist=not dist.is_initialized())
+    with _alone() as no_dist:
+        save_state(state, checkpoint_id=partial, no_dist=no_dist)
     _barrier()
     if first:
         meta = Meta(step, dict(extra or {}))
@@ -114,7 +120,8 @@ def read_meta(path: Path) -> Meta:
     except (ValueError, TypeError, KeyError):
         raise damaged(path, "meta.json can't be read") from None
     raise UsageError(
-        f"The checkpoint in {path} has format {version}; this version reads up to {FORMAT_VERSION}.",
+        f"The checkpoint in {path} has format {version};"
+        f" this version reads up to {FORMAT_VERSION}.",
         f"Use Meshwright {content.get('meshwright_version', 'of a later version')}.",
     )
 
@@ -144,8 +151,9 @@ def load(path: Path, tensors: Mapping[str, Stored], mesh: Mesh) -> Meta:
             )
     state = _state(tensors, mesh)
     try:
-        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
-    except (dcp.CheckpointException, RuntimeError, ValueError) as error:
+        with _alone() as no_dist:
+            load_state(state, checkpoint_id=path, no_dist=no_dist)
+    except (CheckpointException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise damaged(path, f"its tensors can't be read ({reason})") from error
     return meta
@@ -155,7 +163,7 @@ def _state(tensors: Mapping[str, Stored], mesh: Mesh) -> dict[str, Any]:
     """The tensors as `torch.distributed.checkpoint` takes them: views of the local parts."""
     if mesh.size == 1:
         return {key: stored.local.detach() for key, stored in tensors.items()}
-    meshes: dict[tuple[str, ...], DeviceMesh] = {}
+    meshes: _Meshes = {}
     return {key: _distributed(stored, mesh, meshes) for key, stored in tensors.items()}
 
 
@@ -167,8 +175,9 @@ def _distributed(stored: Stored, mesh: Mesh, meshes: dict[tuple[str, ...], Devic
     """
     cut = {axis: dim for axis, dim in stored.cuts if dim is not None and mesh.extent(axis) > 1}
     order = _axis_order(tuple(cut), cut, mesh)
-    if order not in meshes:
-        meshes[order] = _permuted(mesh, order)
+    device = stored.local.device.type
+    if (device, order) not in meshes:
+        meshes[device, order] = _permuted(mesh, order, device)
     placements: list[Placement] = [Shard(cut[a]) if a in cut else Replicate() for a in order]
     stride, strides = 1, []
     for size in reversed(stored.shape):
@@ -176,7 +185,7 @@ def _distributed(stored: Stored, mesh: Mesh, meshes: dict[tuple[str, ...], Devic
         stride *= max(1, size)
     return DTensor.from_local(
         stored.local.detach(),
-        meshes[order],
+        meshes[device, order],
         placements,
         run_check=False,
         shape=torch.Size(stored.shape),
@@ -193,10 +202,18 @@ def _axis_order(axes: tuple[str, ...], cut: Mapping[str, int], mesh: Mesh) -> tu
     return mesh.names
 
 
-def _permuted(mesh: Mesh, order: tuple[str, ...]) -> DeviceMesh:
+def _permuted(mesh: Mesh, order: tuple[str, ...], device: str) -> DeviceMesh:
     ranks = torch.arange(mesh.size).view([extent for _, extent in mesh.axes])
     permuted = ranks.permute([mesh.names.index(axis) for axis in order])
-    return DeviceMesh("cpu", permuted, mesh_dim_names=order)
+    return DeviceMesh(device, permuted, mesh_dim_names=order)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether this is the only process, without PyTorch's warning that it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield not dist.is_initialized()
 
 
 def _rank() -> int:
