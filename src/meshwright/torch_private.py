@@ -76,8 +76,8 @@ __all__ = [
     "next_sequence_number",
     "storage_key",
     "to_functional",
-    "without_modes",
     "tree_map",
+    "without_modes",
 ]
 
 

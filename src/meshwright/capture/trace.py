@@ -79,7 +79,7 @@ def _user_code(run: Callable[[], Tensor]) -> Tensor:
 
 def _open_kernels() -> AbstractContextManager[None]:
     """Recurrent layers as the ops that they consist of: the fused one can't be run apart."""
-    return torch.backends.mkldnn.flags(enabled=False)
+    return torch.backends.mkldnn.flags(enabled=False, allow_tf32=False)
 
 
 class _Trace:
