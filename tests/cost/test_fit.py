@@ -20,14 +20,15 @@ def measured(scale: float) -> Measured:
             "softmax": (1e7, 0.0, 4e-3 * scale),
             "attention": (1e4, 1e8, 1e-2 * scale),
         },
-        collectives={("all_reduce", 2, 1024): 1e-3 * scale, ("all_reduce", 2, 4096): 2e-3 * scale},
+        collectives={"all_reduce:2": {1024: 1e-3 * scale, 4096: 2e-3 * scale}},
     )
 
 
 def test_fit() -> None:
-    profile = fit_profile(
-        [measured(0.5), measured(1.5)], name="mine", source="here", memory_bytes=10
-    )
+    results = [
+        Measured.model_validate_json(measured(scale).model_dump_json()) for scale in (0.5, 1.5)
+    ]
+    profile = fit_profile(results, name="mine", source="here", memory_bytes=10)
     assert profile.processes == 2
     assert profile.peak_flops == pytest.approx(1e8 / 5e-3)
     assert profile.op_overhead_s == pytest.approx(1e-6)

@@ -58,7 +58,8 @@ class Profile(Record):
     memory: time of one pointwise op by bytes read and written, launch included;
         where it is empty, `op_overhead_s` and `memory_bytes_per_s` stand in.
     family_rate: speed of an op family (`meshwright.cost.families`) as a multiple
-        of plain matmul's for the matmul-like ones, of streaming's for the rest.
+        of plain matmul's for the matmul-like ones, of streaming's for the rest;
+        `convolution_backward` and the like overrule it for the backward.
     op_overhead_s: fixed time of one op's launch.
     memory_bytes: memory of one device.
     peak_flops: arithmetic rate that MFU is stated against, in FLOP/s.

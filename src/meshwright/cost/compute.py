@@ -21,7 +21,7 @@ _ROW_READERS = frozenset(
     {
         "embedding", "gather", "index", "index_select", "take", "take_along_dim", "_unsafe_index",
         "masked_select", "_unsafe_masked_index", "_embedding_bag", "_embedding_bag_forward_only",
-        "slice_copy", "select_copy",
+        "slice_copy", "select_copy", "embedding_rows",
     }
 )  # fmt: skip
 
@@ -43,6 +43,8 @@ def op_seconds(op: Op, values: Mapping[str, Value], profile: Profile) -> float:
     if _only_renames(op, values, family):
         return profile.op_overhead_s / profile.family_rate.get("view", _VIEW_RATE)
     rate = profile.family_rate.get(family, 1.0)
+    if "_backward" in op.target:
+        rate = profile.family_rate.get(f"{family}_backward", rate)
     streaming = streaming_seconds(op_bytes(op, values), profile)
     if family in COMPUTE_BOUND:
         flops = op_flops(op, values)

@@ -9,8 +9,8 @@ from meshwright.errors import RuleError
 
 Family = Literal[
     "matmul", "convolution", "attention", "recurrent", "pointwise", "transcendental", "reduction",
-    "normalisation", "softmax", "indexing", "pooling", "factory", "random", "view", "copy",
-    "collective",
+    "normalisation", "batch_norm", "softmax", "indexing", "pooling", "factory", "random", "view",
+    "copy", "collective",
 ]  # fmt: skip
 
 COMPUTE_BOUND: frozenset[Family] = frozenset({"matmul", "convolution", "attention", "recurrent"})
@@ -73,12 +73,14 @@ _NAMES: dict[Family, str] = {
         nll_loss_nd cross_entropy_loss value_selecting_reduction_backward""",
     "normalisation": """
         native_layer_norm native_layer_norm_backward layer_norm native_group_norm
-        native_group_norm_backward group_norm native_batch_norm native_batch_norm_backward
+        native_group_norm_backward group_norm rms_norm _fused_rms_norm _fused_rms_norm_backward
+        renorm _weight_norm_interface _weight_norm_interface_backward""",
+    "batch_norm": """
+        native_batch_norm native_batch_norm_backward
         _native_batch_norm_legit _native_batch_norm_legit_functional
         _native_batch_norm_legit_no_training cudnn_batch_norm cudnn_batch_norm_backward
         _batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update
-        batch_norm_backward batch_norm rms_norm _fused_rms_norm _fused_rms_norm_backward
-        renorm _weight_norm_interface _weight_norm_interface_backward""",
+        batch_norm_backward batch_norm""",
     "softmax": """
         _softmax softmax _log_softmax log_softmax _softmax_backward_data
         _log_softmax_backward_data _safe_softmax _masked_softmax _masked_softmax_backward""",
@@ -90,21 +92,20 @@ _NAMES: dict[Family, str] = {
         _unsafe_masked_index_put_accumulate index_reduce put take take_along_dim scatter scatter_add
         scatter_reduce masked_select nonzero argwhere slice_scatter select_scatter
         diagonal_scatter as_strided_scatter slice_backward select_backward diagonal_backward
-        index_select_backward one_hot unfold_backward""",
+        index_select_backward one_hot unfold_backward
+        max_pool2d_with_indices_backward max_pool3d_with_indices_backward avg_pool2d_backward
+        avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward
+        adaptive_max_pool2d_backward adaptive_max_pool3d_backward upsample_nearest1d_backward
+        upsample_nearest2d_backward upsample_nearest3d_backward upsample_bilinear2d_backward
+        _upsample_bilinear2d_aa_backward upsample_bicubic2d_backward upsample_linear1d_backward
+        upsample_trilinear3d_backward grid_sampler_2d_backward""",
     "pooling": """
-        max_pool1d max_pool2d max_pool2d_with_indices max_pool2d_with_indices_backward
-        max_pool3d_with_indices max_pool3d_with_indices_backward avg_pool1d avg_pool2d
-        avg_pool2d_backward avg_pool3d avg_pool3d_backward _adaptive_avg_pool2d
-        _adaptive_avg_pool2d_backward _adaptive_avg_pool3d _adaptive_avg_pool3d_backward
-        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool2d_backward
-        adaptive_max_pool3d adaptive_max_pool3d_backward upsample_nearest1d
-        upsample_nearest1d_backward upsample_nearest2d upsample_nearest2d_backward
-        upsample_nearest3d upsample_nearest3d_backward upsample_bilinear2d
-        upsample_bilinear2d_backward _upsample_bilinear2d_aa _upsample_bilinear2d_aa_backward
-        upsample_bicubic2d upsample_bicubic2d_backward upsample_linear1d
-        upsample_linear1d_backward upsample_trilinear3d upsample_trilinear3d_backward
-        grid_sampler_2d grid_sampler_2d_backward grid_sampler_3d im2col col2im pixel_shuffle
-        pixel_unshuffle""",
+        max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d
+        avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
+        adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
+        upsample_nearest2d upsample_nearest3d upsample_bilinear2d _upsample_bilinear2d_aa
+        upsample_bicubic2d upsample_linear1d upsample_trilinear3d grid_sampler_2d
+        grid_sampler_3d im2col col2im pixel_shuffle pixel_unshuffle""",
     "factory": """
         zeros ones full empty empty_strided empty_permuted new_zeros new_ones new_full new_empty
         new_empty_strided zeros_like ones_like full_like empty_like arange linspace logspace eye
@@ -142,6 +143,11 @@ _OWN: dict[str, Family] = {
     "shard": "copy",
     "dropout": "random",
     "uniform": "random",
+    "random": "random",
+    "zeros": "factory",
+    "embedding_rows": "indexing",
+    "nll_loss": "reduction",
+    "batch_norm_apply": "batch_norm",
     "sum_of_squares": "reduction",
 }  # fmt: skip
 

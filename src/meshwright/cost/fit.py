@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import exp, log
 from statistics import fmean
+
+from pydantic import BaseModel, Field
 
 from meshwright.cluster.profile_file import builtin_profile
 from meshwright.cluster.types import CollectiveCurve, Point, Profile
@@ -13,23 +14,22 @@ from meshwright.cost.compute import streaming_seconds
 from meshwright.cost.curve import interpolate
 
 
-@dataclass(slots=True)
-class Measured:
+class Measured(BaseModel):
     """What one process saw, in seconds of one op each.
 
     matmul: by FLOPs, in float32. dtypes: (FLOPs, seconds) of one matmul each.
     stream: of a pointwise op, by bytes read and written. families: (bytes,
     FLOPs, seconds) of one typical op each, FLOPs 0 where memory bounds it.
-    collectives: by (kind, participants, payload bytes).
+    collectives: by `kind:participants`, then by payload bytes.
     """
 
     overhead_s: float = 0.0
     view_s: float = 0.0
-    matmul: dict[float, float] = field(default_factory=dict)
-    dtypes: dict[str, tuple[float, float]] = field(default_factory=dict)
-    stream: dict[float, float] = field(default_factory=dict)
-    families: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    collectives: dict[tuple[str, int, int], float] = field(default_factory=dict)
+    matmul: dict[float, float] = Field(default_factory=dict)
+    dtypes: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    stream: dict[float, float] = Field(default_factory=dict)
+    families: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
+    collectives: dict[str, dict[float, float]] = Field(default_factory=dict)
 
 
 def fit_profile(
@@ -40,13 +40,12 @@ def fit_profile(
     matmul = rising({x: fmean(item.matmul[x] for item in results) for x in one.matmul})
     memory = rising({x: fmean(item.stream[x] for item in results) for x in one.stream})
     collectives = []
-    for kind, count in dict.fromkeys((kind, count) for kind, count, _ in one.collectives):
-        payloads = [key[2] for key in one.collectives if key[:2] == (kind, count)]
-        points = {
-            float(payload): fmean(item.collectives[kind, count, payload] for item in results)
-            for payload in payloads
-        }
-        collectives.append(CollectiveCurve(kind=kind, participants=count, points=rising(points)))
+    for key, curve in one.collectives.items():
+        kind, count = key.split(":")
+        points = {x: fmean(item.collectives[key][x] for item in results) for x in curve}
+        collectives.append(
+            CollectiveCurve(kind=kind, participants=int(count), points=rising(points))
+        )
     profile = Profile(
         name=name,
         device="cpu",

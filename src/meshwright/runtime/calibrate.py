@@ -13,19 +13,23 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle
+from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.cluster.types import Profile
 from meshwright.cost.fit import Measured, fit_profile
-from meshwright.errors import RunError, UsageError
+from meshwright.errors import UsageError
 from meshwright.runtime.comm import Communicator, connect
+from meshwright.runtime.launch import launch
+from meshwright.runtime.worker import available_cores, init_process
 
 __all__ = ["calibrate"]
 
@@ -33,6 +37,7 @@ _REPEATS = 5
 _SHORTEST_REPEAT_S = 0.002
 _SHUTDOWN_S = 2.5  # what ending the processes takes, kept out of the measuring
 
+_FOOTPRINT_BYTES = 1 << 27  # more than caches hold
 _MATMUL_SIZES = (32, 64, 128, 256, 512, 1024)
 _STREAM_BYTES = (1 << 12, 1 << 15, 1 << 18, 1 << 21, 1 << 23, 1 << 25)
 _PAYLOADS = (1 << 10, 1 << 14, 1 << 18, 1 << 21, 1 << 24)
@@ -45,42 +50,22 @@ def calibrate(processes: int, budget_s: float = 20.0, *, threads: int | None = N
     `threads` is how many each process computes with, by default an equal share
     of the cores. Too small a budget gives rougher figures, never fewer. Raises
     UsageError for nonsense arguments and RunError when a process dies.
-
-    Starts processes by spawning: a script that calls this at its top level
-    needs the usual `if __name__ == "__main__"`.
     """
     started = time.time()
     if processes < 1:
         raise UsageError(f"{processes} processes can't be measured", "Use at least one.")
     if budget_s <= 0:
         raise UsageError(f"a budget of {budget_s} s is no time", "Give some seconds.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = threads or max(1, (cores or 1) // processes)
-    with tempfile.TemporaryDirectory(prefix="meshwright-") as folder:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=f"calibrate-{os.getpid()}",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            start_method="spawn",
-            monitor_interval=0.1,
+    cores = available_cores()
+    threads = threads or max(1, cores // processes)
+    payload = {"deadline": started + budget_s - _SHUTDOWN_S, "threads": threads}
+    with tempfile.TemporaryDirectory(prefix="meshwright-calibrate-") as folder:
+        found = launch(
+            f"{__name__}:worker", payload, processes, Path(folder), timeout_s=6 * budget_s + 60
         )
-        deadline = started + budget_s - _SHUTDOWN_S
-        try:
-            results = elastic_launch(config, _worker)(f"{folder}/store", threads, deadline)
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            raise RunError(
-                f"calibration failed in process {rank}: {failure.message}",
-                "Try again with fewer processes; with --debug the whole trace is shown.",
-            ) from error
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return fit_profile(
-        [results[rank] for rank in range(processes)],
+        [Measured.model_validate(item) for item in found],
         name=f"{platform.machine()} cpu, {processes} processes",
         source=f"calibrated with {processes} processes of {threads} threads on {cores} cores, "
         f"torch {torch.__version__}",
@@ -88,18 +73,11 @@ def calibrate(processes: int, budget_s: float = 20.0, *, threads: int | None = N
     )
 
 
-def _worker(store: str, threads: int, deadline: float) -> Measured:
-    """What each process runs. Every process takes the same measurements in the same order."""
-    torch.set_num_threads(threads)
-    if platform.system() == "Linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    try:
-        with torch.no_grad():
-            return _measure(world, deadline)
-    finally:
-        dist.destroy_process_group()
+def worker(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """What each process runs: the same measurements in the same order. Returns `Measured`."""
+    process = init_process(threads=payload["threads"])
+    with torch.no_grad():
+        return _measure(process.world, payload["deadline"]).model_dump(mode="json")
 
 
 def _measure(world: int, deadline: float) -> Measured:
@@ -110,7 +88,7 @@ def _measure(world: int, deadline: float) -> Measured:
         groups.append(connect(Mesh((("pairs", world // 2), ("group", 2)))))
     # Shares of the time left: collectives, by far the noisiest, get half.
     left_s = max(_agreed(deadline - time.time(), dist.ReduceOp.MIN), 0.0)
-    each_s = left_s * (0.45 if groups else 1.0) / (3 * len(_MATMUL_SIZES) + len(_STREAM_BYTES) + 19)
+    each_s = left_s * (0.45 if groups else 1.0) / (3 * len(_MATMUL_SIZES) + len(_STREAM_BYTES) + 22)
     _measure_ops(result, each_s)
     wanted = [(group, kind, size) for group in groups for kind in _KINDS for size in _PAYLOADS]
     weight_left = sum(_weight(size) for _, _, size in wanted)
@@ -118,7 +96,8 @@ def _measure(world: int, deadline: float) -> Measured:
         left_s = max(_agreed(deadline - time.time(), dist.ReduceOp.MIN), 0.0)
         seconds = _collective(communicator, kind, size, left_s * _weight(size) / weight_left)
         weight_left -= _weight(size)
-        result.collectives[kind, communicator.mesh.extent("group"), size] = seconds
+        curve = result.collectives.setdefault(f"{kind}:{communicator.mesh.extent('group')}", {})
+        curve[float(size)] = seconds
     return result
 
 
@@ -171,7 +150,33 @@ def _family_samples() -> Iterator[tuple[str, Callable[[], object], float, float]
     )
     flash = aten._scaled_dot_product_flash_attention_for_cpu.default
     yield "attention", lambda: flash(q, k, v), 4 * q.nbytes, 4.0 * 8 * 256 * 256 * 64
+    out, norm = flash(q, k, v)
+    yield (
+        "attention_backward",
+        lambda: aten._scaled_dot_product_flash_attention_for_cpu_backward.default(
+            out, q, k, v, out, norm, 0.0, False
+        ),
+        8 * q.nbytes,
+        10.0 * 8 * 256 * 256 * 64,
+    )
+    channels = torch.ones(32)
+    yield (
+        "batch_norm",
+        lambda: aten._native_batch_norm_legit_functional.default(
+            picture, channels, channels, channels, channels, True, 0.1, 1e-5
+        ),
+        2 * picture.nbytes,
+        0,
+    )
     ones = [1, 1]
+    yield (
+        "convolution_backward",
+        lambda: aten.convolution_backward.default(
+            picture, picture, filters, [32], ones, ones, ones, False, [0, 0], 1, [True] * 3
+        ),
+        4 * picture.nbytes,
+        4.0 * picture.numel() * 32 * 9,
+    )
     yield (
         "convolution",
         lambda: aten.convolution.default(
@@ -183,8 +188,14 @@ def _family_samples() -> Iterator[tuple[str, Callable[[], object], float, float]
 
 
 def _stream(nbytes: int, slice_s: float) -> float:
-    a, b = torch.ones(nbytes // 12), torch.ones(nbytes // 12)  # and as much again is written
-    return _local(lambda: torch.ops.aten.add.Tensor(a, b), slice_s)
+    """Adds fresh operands to fresh results, as a step does: large ones are in no cache."""
+    each = nbytes // 12  # elements; as much again as is read of one operand is written
+    count = max(2, min(16, _FOOTPRINT_BYTES // (4 * each)))
+    operands = cycle([torch.ones(each) for _ in range(count)])
+    results: deque[torch.Tensor] = deque(maxlen=count)
+    return _local(
+        lambda: results.append(torch.ops.aten.add.Tensor(next(operands), next(operands))), slice_s
+    )
 
 
 def _matmul(m: int, k: int, n: int, dtype: torch.dtype, slice_s: float) -> float:
