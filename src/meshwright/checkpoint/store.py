@@ -167,7 +167,7 @@ def _state(tensors: Mapping[str, Stored], mesh: Mesh) -> dict[str, Any]:
     return {key: _distributed(stored, mesh, meshes) for key, stored in tensors.items()}
 
 
-def _distributed(stored: Stored, mesh: Mesh, meshes: dict[tuple[str, ...], DeviceMesh]) -> DTensor:
+def _distributed(stored: Stored, mesh: Mesh, meshes: _Meshes) -> DTensor:
     """A DTensor over the local part.
 
     DTensor cuts a dim in the order of the mesh's axes. Where the part was cut

@@ -210,8 +210,7 @@ def connect(mesh: Mesh, device: str = "cpu") -> Communicator:
             f"Start {mesh.size} processes, or choose a mesh of {world} devices.",
         )
     torch_mesh = device_mesh(mesh, device)
-    plain = dist.get_backend() == "gloo"
-    transport = GlooTransport(torch_mesh) if plain else NativeTransport(torch_mesh)
+    transport = GlooTransport(torch_mesh) if device == "cpu" else NativeTransport(torch_mesh)
     return Communicator(mesh, dist.get_rank(), transport)
 
 

@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -35,10 +34,10 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from meshwright.errors import MeshwrightError, RunError, UsageError
-from meshwright.runtime.worker import TIMED_OUT_EXIT_CODE, available_cores
+from meshwright.errors import RunError, UsageError
+from meshwright.runtime.failure import failure
+from meshwright.runtime.worker import available_cores
 
-LOG_LINES = 15
 _TERM_GRACE_S = 5
 _RENDEZVOUS = "meshwright-local"
 
@@ -77,8 +76,9 @@ def launch(
             try:
                 start(*settings, *python)
             except ChildFailedError as error:
-                raise _failure(error.failures, exchange, logs, timeout_s) from None
-        return [_read(exchange / f"result-{rank}.json") for rank in range(processes)]
+                raise failure(error.failures, exchange, logs, timeout_s) from None
+        results = (exchange / f"result-{rank}.json" for rank in range(processes))
+        return [json.loads(result.read_text()) for result in results]
     finally:
         shutil.rmtree(exchange, ignore_errors=True)
 
@@ -165,66 +165,6 @@ class _RankLogs(LogsSpecs):
     @property
     def root_log_dir(self) -> str:
         return str(self._root_log_dir)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def _failure(
-    failures: Mapping[int, ProcessFailure], exchange: Path, logs: Path, timeout_s: float | None
-) -> MeshwrightError:
-    """The error of the rank that failed first; the others fail in its wake.
-
-    A crash leaves no record and comes before any exception, since peers of a
-    crashed process raise exceptions; SIGTERM is how the launcher ends the rest.
-    """
-    records = {}
-    for rank in failures:
-        with contextlib.suppress(OSError, ValueError):
-            records[rank] = _read(exchange / f"error-{rank}.json")
-
-    def order(rank: int) -> tuple[int, float]:
-        if rank in records:
-            return 1, float(records[rank]["time"])
-        return (2 if failures[rank].exitcode == -signal.SIGTERM else 0), 0.0
-
-    rank = min(failures, key=order)
-    host = socket.gethostname()
-    log = logs / f"rank-{rank}.log"
-    record, code = records.get(rank), failures[rank].exitcode
-    if record is not None and record["meshwright"]:
-        return _revived(record)
-    if record is not None:
-        how = f"raised {record['type']}: {record['message']}"
-    elif code == TIMED_OUT_EXIT_CODE and timeout_s is not None:
-        how = f"had not finished after {timeout_s:g} s"
-    elif code < 0:
-        how = f"was ended by {signal.Signals(-code).name}"
-    else:
-        how = f"exited with code {code}"
-    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
-    tail = "".join(f"\n    {line}" for line in lines)
-    return RunError(
-        f"Rank {rank} on host {host} {how}." + (f" Its log ends with:{tail}" if tail else ""),
-        f"Read the whole log in {log}.",
-    )
-
-
-def _revived(record: Mapping[str, Any]) -> MeshwrightError:
-    """The worker's own error, of its own class where that is one of the tree."""
-
-    def known(cls: type[MeshwrightError]) -> Iterator[type[MeshwrightError]]:
-        yield cls
-        for child in cls.__subclasses__():
-            yield from known(child)
-
-    classes = {cls.__name__: cls for cls in known(MeshwrightError)}
-    cls = classes.get(record["type"], RunError)
-    error = cls.__new__(cls)
-    MeshwrightError.__init__(error, record["message"], record["remedy"])
-    error.kind = record["kind"]
-    return error
 
 
 @contextlib.contextmanager
