@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from meshwright._version import __version__
 from meshwright.capture.batch import BatchSpec, batch_spec
 from meshwright.capture.blueprint import Blueprint, blueprint
+from meshwright.capture.loss import run_loss
 from meshwright.capture.trace import Captured, capture
 from meshwright.cluster.mesh import Mesh
 from meshwright.cluster.parse import parse_cluster
@@ -29,8 +32,11 @@ from meshwright.plan.types import Alternative, Plan, Prediction
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
 from meshwright.program.types import Program
 from meshwright.runtime.comm import Communicator, connect
+from meshwright.runtime.compare import Comparison, compare
 from meshwright.runtime.job import Compiled, Job
+from meshwright.runtime.lockstep import run_lockstep
 from meshwright.runtime.microbatch import batch_size, microbatch_of
+from meshwright.runtime.reference import Reference
 from meshwright.runtime.trainer import OptimizerFactory
 from meshwright.runtime.worker import init_process
 from meshwright.search.search import search
@@ -45,7 +51,10 @@ Progress = Callable[[str], None]
 
 @dataclass
 class Model:
-    """A task with what capture learned of it: the Program of each microbatch shape, once."""
+    """A task with what capture learned of it: the Program of each microbatch shape, once.
+
+    Ranks that are threads of one process share a Model, hence the lock.
+    """
 
     task: Task
     capture_s: float = 0.0
@@ -53,6 +62,7 @@ class Model:
     _captured: dict[tuple[tuple[int, ...], ...], tuple[Captured, Analysis]] = field(
         init=False, default_factory=dict
     )
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         started = time.perf_counter()
@@ -71,14 +81,22 @@ class Model:
         """The Program for batches shaped like `batch`; at most eight shapes are kept."""
         leaves = self.spec.flatten(batch)
         key = tuple(tuple(leaf.shape) for leaf in leaves.values())
-        found = self._captured.get(key)
-        if found is None:
-            made = capture(self.task, batch=batch, blueprint=self.blueprint)
-            self.capture_s += made.seconds
-            found = self._captured[key] = (made, Analysis(made.program))
-            while len(self._captured) > 8:
-                self._captured.pop(next(iter(self._captured)))
-        return found
+        with self._lock:
+            found = self._captured.get(key)
+            if found is None:
+                made = capture(self.task, batch=batch, blueprint=self.blueprint)
+                self.capture_s += made.seconds
+                found = self._captured[key] = (made, Analysis(made.program))
+                while len(self._captured) > 8:
+                    self._captured.pop(next(iter(self._captured)))
+            return found
+
+    def materialize(
+        self, seed: int, keep: Callable[[str, Tensor], Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Initial parameters and buffers, each handed whole to `keep`, which cuts its part."""
+        with self._lock:
+            return self.blueprint.materialize(seed, keep)
 
     def microbatch(self, count: int) -> tuple[Captured, Analysis]:
         """The Program of one of `count` microbatches of the example batch."""
@@ -290,7 +308,7 @@ def parallelize(
         flatten=model.spec.flatten,
         compile_for=compile_for,
         example=task.batch,
-        materialize=model.blueprint.materialize,
+        materialize=model.materialize,
         optimizer=optimizer,
         communicator=communicator,
         seed=seed,
@@ -299,3 +317,68 @@ def parallelize(
     )  # fmt: skip
 
 
+
+
+def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that verification steps with.
+
+    It is linear in the gradient, so that a difference stays as large as it is.
+    Adam divides by the gradient's own size and turns the rounding noise of a
+    gradient that should be zero into a full step of either sign.
+    """
+    return torch.optim.SGD(parameters, lr=1e-2, momentum=0.9)
+
+
+def one_device(
+    task: Task, plan: Plan, *, optimizer: OptimizerFactory = sgd, seed: int = 0
+) -> Reference:
+    """The same training in plain PyTorch on this process alone."""
+    return Reference(
+        task,
+        lambda module, batch: run_loss(task, module, batch),
+        optimizer,
+        batch_spec(task.batch).flatten,
+        seed=seed,
+        microbatches=plan.microbatches,
+        clip_norm=plan.clip_norm,
+    )
+
+
+def verify(
+    task: Task,
+    cluster: str | Cluster = "local:4",
+    strategy: str = "auto",
+    *,
+    steps: int = 3,
+    plan_: Plan | None = None,
+    optimizer: OptimizerFactory = sgd,
+    batches: Iterable[Any] | None = None,
+    seed: int = 0,
+    model: Model | None = None,
+    microbatches: int | None = None,
+    clip_norm: float | None = None,
+) -> Comparison:
+    """Is the planned step the single-device step? All ranks run in lockstep in this process.
+
+    batches: global batches to step on; None repeats the example batch `steps` times.
+    `meshwright verify` does the same on real processes, and measures time and memory.
+    """
+    model = model or Model(task)
+    made = plan_ or plan(
+        task, cluster, strategy, model=model, microbatches=microbatches, clip_norm=clip_norm
+    )
+    given = list(batches) if batches is not None else [task.batch] * steps
+
+    # Built first, since threads of one process share PyTorch's random generator.
+    reference = one_device(task, made, optimizer=optimizer, seed=seed)
+
+    def rank(communicator: Communicator) -> Comparison | None:
+        job = parallelize(
+            task, optimizer=optimizer, plan=made, seed=seed, communicator=communicator,
+            model=model, device="cpu",
+        )  # fmt: skip
+        return compare(job, lambda: reference, given)
+
+    results = run_lockstep(Mesh(tuple(made.mesh.items())), rank)
+    assert results[0] is not None
+    return results[0]

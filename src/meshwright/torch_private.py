@@ -23,6 +23,9 @@ forget_conversions
 TRUNCATED_NORMAL
     the code of `torch.nn.init.trunc_normal_`: it draws until the values are
     within bounds, which fakes can't answer, so it is recorded as one op.
+unfused_recurrence
+    without oneDNN a recurrent layer is recorded as the ops it consists of. The
+    public `torch.backends.mkldnn.flags` also sets, and warns about, much else.
 OpOverload
     the type of what a dispatch mode sees, for annotations.
 functionalization
@@ -77,6 +80,7 @@ __all__ = [
     "storage_key",
     "to_functional",
     "tree_map",
+    "unfused_recurrence",
     "without_modes",
 ]
 
@@ -92,6 +96,16 @@ def functionalization() -> Iterator[None]:
         yield
     finally:
         torch._disable_functionalization()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def unfused_recurrence() -> Iterator[None]:
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def to_functional(tensor: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from meshwright.torch_private import (
     functionalization,
     is_functional,
     to_functional,
+    unfused_recurrence,
 )
 
 
@@ -77,11 +77,6 @@ def _user_code(run: Callable[[], Tensor]) -> Tensor:
     return run()
 
 
-def _open_kernels() -> AbstractContextManager[None]:
-    """Recurrent layers as the ops that they consist of: the fused one can't be run apart."""
-    return torch.backends.mkldnn.flags(enabled=False, allow_tf32=False)
-
-
 class _Trace:
     """One run of the step on fakes, and what is known of its inputs and outputs."""
 
@@ -107,7 +102,7 @@ class _Trace:
             tensors = make_functional(module)
             trainable, buffers = self._add_state(module, tensors)
             batch = self._fake_batch()
-            with self.recorder, functionalization(), self._modules.watch(), _open_kernels():
+            with self.recorder, functionalization(), self._modules.watch(), unfused_recurrence():
                 loss = self._explained("forward", lambda: run_loss(self._task, module, batch))
                 self._read_buffers(module, buffers)
             tangent = self._add_tangent(loss)

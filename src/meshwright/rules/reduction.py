@@ -134,6 +134,15 @@ def softmax(call: Call) -> OpRule:
     return einsum(f"{names}->{names}", call.shapes, call.results, special=special)
 
 
+@rule("aten._safe_softmax.default")
+def safe_softmax(call: Call) -> OpRule:
+    """Softmax that gives zeros for a row of -inf; its dim stays whole."""
+    rank = len(call.shapes[0])
+    names = letters(rank)
+    dim = normalise_dim(call.int(1, "dim"), rank)
+    return einsum(f"{names}->{names}", call.shapes, call.results, fixed=names[dim : dim + 1])
+
+
 @rule("aten._softmax_backward_data.default", "aten._log_softmax_backward_data.default")
 def softmax_backward(call: Call) -> OpRule:
     rank = len(call.shapes[0])

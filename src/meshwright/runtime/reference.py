@@ -1,0 +1,115 @@
+"""What one device computes: the model in plain eager PyTorch, without any of our graphs.
+
+The one liberty taken is where random numbers come from: an eager random op
+draws from the generator that plans draw from, by global position, since
+PyTorch's own sequence of draws can't be split over devices.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meshwright.runtime.local_ops import RandomKey, draw
+from meshwright.runtime.microbatch import batch_size, microbatches
+from meshwright.runtime.trainer import OptimizerFactory
+from meshwright.task import Task
+from meshwright.torch_private import TorchDispatchMode
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+# What an eager random op is called, in place or not, and which draw of a Program it matches.
+_KINDS = {
+    "aten::native_dropout": "native_dropout",
+    "aten::bernoulli.p": "bernoulli_p",
+    "aten::bernoulli_.float": "bernoulli_p",
+    "aten::bernoulli": "bernoulli",
+    "aten::rand": "rand",
+    "aten::randn": "randn",
+    "aten::rand_like": "rand_like",
+    "aten::randn_like": "randn_like",
+}
+
+
+class DrawByPosition(TorchDispatchMode):  # type: ignore[misc]
+    """Eager random ops draw as the k-th random op of a captured step does."""
+
+    def __init__(self, key: RandomKey) -> None:
+        super().__init__()
+        self.key = key
+        self._stream = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name + (
+            f".{func._schema.overload_name}" if func._schema.overload_name else ""
+        )
+        kind = _KINDS.get(name)
+        if kind is None:
+            return func(*args, **kwargs)
+        first = args[0]
+        shape = tuple(first.shape) if isinstance(first, Tensor) else tuple(first)
+        dtype = (
+            first.dtype
+            if isinstance(first, Tensor)
+            else kwargs.get("dtype") or torch.get_default_dtype()
+        )
+        operands = args if isinstance(first, Tensor) else ()
+        made = draw(
+            self.key, *operands, kind=kind, stream=self._stream, shape=shape, cuts=(), dtype=dtype
+        )
+        self._stream += 1
+        if func._schema.name.endswith("_"):
+            return first.copy_(made)
+        return made
+
+
+class Reference:
+    """Trains a task on this process alone, as plain PyTorch does."""
+
+    def __init__(
+        self,
+        task: Task,
+        loss: Loss,
+        optimizer: OptimizerFactory,
+        flatten: Callable[[Any], dict[str, Tensor]],
+        *,
+        seed: int = 0,
+        microbatches: int = 1,
+        clip_norm: float | None = None,
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = (
+                copy.deepcopy(task.model) if isinstance(task.model, nn.Module) else task.model()
+            )
+        self._loss = loss
+        self._flatten = flatten
+        self._count = microbatches
+        self._clip_norm = clip_norm
+        self._key = RandomKey(seed)
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = optimizer(trainable)
+
+    def step(self, batch: Any) -> float:
+        """One optimizer step; gradients stay readable until the next."""
+        self.optimizer.zero_grad(set_to_none=True)
+        size = batch_size(self._flatten(batch))
+        total = 0.0
+        for index, (part, held) in enumerate(microbatches(batch, size, self._count)):
+            self._key.microbatch = index
+            with DrawByPosition(self._key):
+                loss = self._loss(self.model, part) * (held / size)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if self._clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        self.optimizer.step()
+        self._key.step += 1
+        return total
