@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -327,6 +328,25 @@ def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     gradient that should be zero into a full step of either sign.
     """
     return torch.optim.SGD(parameters, lr=1e-2, momentum=0.9)
+
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "sgd-momentum": functools.partial(torch.optim.SGD, momentum=0.9),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+def optimizer_by_name(name: str, learning_rate: float) -> OptimizerFactory:
+    """The optimizer that a name in a plan or on the command line stands for."""
+    if name not in OPTIMIZERS:
+        raise UsageError(
+            f"There is no optimizer named '{name}'.", f"Use one of {', '.join(OPTIMIZERS)}."
+        )
+    return functools.partial(OPTIMIZERS[name], lr=learning_rate)
 
 
 def one_device(

@@ -108,9 +108,10 @@ class Replay:
         roots = [self._writer[version] for version in wanted if version in self._writer]
         randoms = [i for i, node in enumerate(self._nodes) if node.step.random] if draw else []
         roots += [i for i in randoms if not _draws_by_shape(self._nodes[i].step)]
-        run = _Run(self._tape, self._nodes, self._closure(roots), wanted, finals, keep)
+        live = self._closure(roots)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), _default_dtype_restored():
             torch.default_generator.manual_seed(seed)
+            run = _Run(self._tape, self._nodes, live, wanted, finals, keep)
             run.execute(randoms)
         return {name: run.kept[name] for name in finals}
 
@@ -141,6 +142,11 @@ class _Run:
         self._wanted, self._finals, self._keep = wanted, finals, keep
         self._memory: dict[int, torch.UntypedStorage] = {}
         self._generators: dict[int, torch.Generator] = {0: torch.default_generator}
+        self._states = {  # of generators after steps that a later one goes back to
+            node.step.resume: torch.default_generator.get_state()
+            for node in nodes
+            if node.step.resume is not None
+        }
         self._done: set[int] = set()
         self._uses: dict[int, int] = defaultdict(int)
         self._users: dict[int, list[int]] = defaultdict(list)
@@ -156,7 +162,7 @@ class _Run:
             if index in self._live:
                 self._pull(index)
             else:
-                self._draw(self._nodes[index].step)
+                self._draw(index)
             for follower in ready_after.get(index, ()):
                 self._pull(follower)
         for version in self._wanted:
@@ -195,11 +201,12 @@ class _Run:
             else:
                 pending.pop()
                 self._done.add(top)
-                self._execute(node)
+                self._execute(top)
 
-    def _execute(self, node: _Node) -> None:
+    def _execute(self, index: int) -> None:
+        node = self._nodes[index]
         step = node.step
-        output = self._call(step, lambda view: self._tensor(view, node.versions[view.storage]))
+        output = self._call(index, lambda view: self._tensor(view, node.versions[view.storage]))
         outputs = output if isinstance(output, (tuple, list)) else (output,)
         outputs = outputs if step.outputs else ()
         for view, real in zip(step.outputs, outputs, strict=True):
@@ -217,21 +224,30 @@ class _Run:
                 self.kept[name] = self._keep(name, self._tensor(self._finals[name], version))
         self._memory.pop(version, None)
 
-    def _draw(self, step: Step) -> None:
+    def _draw(self, index: int) -> None:
         """Advances the generator as a step does whose result nothing depends on."""
-        self._call(step, lambda view: torch.empty_strided(view.size, view.stride, dtype=view.dtype))
+        self._call(
+            index, lambda view: torch.empty_strided(view.size, view.stride, dtype=view.dtype)
+        )
 
-    def _call(self, step: Step, resolve: Callable[[View], Tensor]) -> Any:
+    def _call(self, index: int, resolve: Callable[[View], Tensor]) -> Any:
+        step = self._nodes[index].step
         kwargs = {key: _resolved(item, resolve) for key, item in step.kwargs.items()}
-        if step.random:
-            generator = self._generators.setdefault(step.generator, torch.Generator())
-            if step.state is not None:
-                generator.set_state(step.state)
-            if step.generator:
-                kwargs["generator"] = generator
         if torch.get_default_dtype() != step.default_dtype:
             torch.set_default_dtype(step.default_dtype)
-        return step.func(*(_resolved(item, resolve) for item in step.args), **kwargs)
+        if not step.random:
+            return step.func(*(_resolved(item, resolve) for item in step.args), **kwargs)
+        generator = self._generators.setdefault(step.generator, torch.Generator())
+        if step.state is not None:
+            generator.set_state(step.state)
+        elif step.resume is not None:
+            generator.set_state(self._states[step.resume])
+        if step.generator:
+            kwargs["generator"] = generator
+        output = step.func(*(_resolved(item, resolve) for item in step.args), **kwargs)
+        if index in self._states:
+            self._states[index] = generator.get_state()
+        return output
 
     def _tensor(self, view: View, version: int) -> Tensor:
         memory = self._memory.get(version)

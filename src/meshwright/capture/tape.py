@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from meshwright.errors import CaptureError
 from meshwright.torch_private import (
@@ -35,8 +36,10 @@ _aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
 BUILD_IT_YOURSELF = "Build the module yourself and pass the module instead of the callable."
 
-# The default generator's state while recording: unlike any that a user sets.
-_MARK = 0x6D657368
+# While recording, a generator is seeded with a mark after each draw: unlike any
+# seed that a user sets, and different each time. The mark found at the next draw
+# tells whether the generator goes on, went back, or was seeded in between.
+_FIRST_MARK = 0x6D65_7368_0000_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,9 @@ class View:
 class Step:
     """One op of the construction. `generator` numbers the one it draws from, 0 the default.
 
-    `state` is the state to put the generator in first: the user seeded it.
+    Before drawing, the generator is put in `state` if there is one (the user
+    seeded it), or in the state that it had after the step `resume`, -1 being
+    the start (the user put an earlier state back).
     """
 
     name: str
@@ -67,6 +72,7 @@ class Step:
     random: bool = False
     generator: int = 0
     state: Tensor | None = None
+    resume: int | None = None
 
 
 @dataclass
@@ -102,11 +108,13 @@ class Tape:
         """A real tensor that the construction uses, such as one from NumPy."""
         if not self.knows(fake):
             number = self.add(fake)
+            self._numbers[storage_key(real)] = number
+            self._held.append(real.untyped_storage())
+            if real.device.type == "meta":
+                return
             with without_modes():
                 whole = torch.empty(0, dtype=torch.uint8).set_(real.untyped_storage())
                 self.given[number] = whole.clone()
-        self._numbers[storage_key(real)] = self._numbers[storage_key(fake)]
-        self._held.append(real.untyped_storage())
 
 
 class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -116,20 +124,26 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._fake_mode = fake_mode
         self._fakes: dict[int, tuple[Tensor, Tensor]] = {}  # id of a real -> it, its fake
         self._drawing: FrameType | None = None
-        self._generators: dict[int, tuple[int, torch.Generator, Tensor]] = {}
+        self._generators = [torch.default_generator]
+        self._before: list[Tensor] = []  # their states before the recording
+        self._marks = {_FIRST_MARK: -1}  # mark -> the step that drew before it
+        self._latest: dict[int, int] = {}  # number of a generator -> its last mark
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Records what runs within, and leaves the caller's random state as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_MARK)
-            default = torch.default_generator
-            self._generators[id(default)] = 0, default, default.get_state()
-            with warnings.catch_warnings(), self._fake_mode, self:
-                # Copying a module asks a fake for its address, and goes on without.
+        self._before = [torch.default_generator.get_state()]
+        self._latest[0] = _FIRST_MARK
+        torch.default_generator.manual_seed(_FIRST_MARK)
+        try:
+            with warnings.catch_warnings(), self._fake_mode, self, _CopyFakes():
+                # PyTorch probes a fake for its address at times, and goes on without.
                 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
                 yield
-        self._drawing = None
+        finally:
+            self._drawing = None
+            for generator, state in zip(self._generators, self._before, strict=True):
+                generator.set_state(state)
 
     def __torch_dispatch__(
         self,
@@ -223,8 +237,7 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             writes, torch.get_default_dtype(),
         )  # fmt: skip
         if torch.Tag.nondeterministic_seeded in func.tags:
-            step.random = True
-            step.generator, step.state = self._generator(kwargs.get("generator"))
+            self._draw(step, kwargs.get("generator"))
         self.tape.steps.append(step)
 
     def _draw_truncated(
@@ -238,34 +251,58 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             step = Step(
                 "trunc_normal_", torch.nn.init.trunc_normal_,
                 (target, given["mean"], given["std"], given["a"], given["b"]), {},
-                (), frozenset({target.storage}), torch.get_default_dtype(), random=True,
+                (), frozenset({target.storage}), torch.get_default_dtype(),
             )  # fmt: skip
-            step.generator, step.state = self._generator(given["generator"])
+            self._draw(step, given["generator"])
             self.tape.steps.append(step)
         try:
             return func(*args, **kwargs)
         except DataDependentOutputException:
             return False  # "is any value out of bounds?"
 
-    def _generator(self, generator: torch.Generator | None) -> tuple[int, Tensor | None]:
-        # Fakes draw nothing, so a state that changed was set by the user.
+    def _draw(self, step: Step, generator: torch.Generator | None) -> None:
+        """Notes which generator a step draws from and in what state; then marks it."""
         generator = torch.default_generator if generator is None else generator
         with without_modes():
-            return self._changed_state(generator)
+            numbers = [n for n, known in enumerate(self._generators) if known is generator]
+            if not numbers:
+                numbers = [len(self._generators)]
+                self._generators.append(generator)
+                self._before.append(generator.get_state())
+            step.random, step.generator = True, numbers[0]
+            found = generator.initial_seed()
+            if found not in self._marks:
+                step.state = generator.get_state()
+            elif found != self._latest.get(step.generator):
+                step.resume = self._marks[found]
+            mark = _FIRST_MARK + len(self._marks)
+            self._marks[mark] = len(self.tape.steps)
+            self._latest[step.generator] = mark
+            generator.manual_seed(mark)
 
-    def _changed_state(self, generator: torch.Generator) -> tuple[int, Tensor | None]:
-        state = generator.get_state()
-        number, _, before = self._generators.get(
-            id(generator), (len(self._generators), generator, None)
-        )
-        self._generators[id(generator)] = number, generator, state
-        changed = before is None or not torch.equal(before, state)
-        return number, state if changed else None
+
+class _CopyFakes(TorchFunctionMode):
+    """Deep copies of fakes, which PyTorch makes with their mode and all."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and type(args[0]) is FakeTensor:
+            fake, memo = args
+            if id(fake) not in memo:
+                copied = fake.detach().clone().requires_grad_(fake.requires_grad)
+                memo[id(fake)] = copied
+            return memo[id(fake)]
+        return func(*args, **(kwargs or {}))
 
 
 def _truncated_normal() -> FrameType | None:
     frame: FrameType | None = sys._getframe(2)
-    for _ in range(8):
+    for _ in range(16):
         if frame is None or frame.f_code is TRUNCATED_NORMAL:
             return frame
         frame = frame.f_back

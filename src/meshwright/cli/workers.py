@@ -1,0 +1,180 @@
+"""What the processes that the command line starts do: train, or verify, by a plan.
+
+Each takes a payload of JSON's types and returns one. Rank 0 reports progress.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from meshwright.api import Model, Progress, one_device, optimizer_by_name, parallelize
+from meshwright.errors import RunError
+from meshwright.plan.types import Plan
+from meshwright.runtime.compare import Comparison, Worst, compare
+from meshwright.runtime.job import Job, Metrics
+from meshwright.runtime.log import MetricsLog
+from meshwright.runtime.measure import Peak, live_tensor_bytes, measure_peak
+from meshwright.runtime.worker import report
+from meshwright.task import Task
+from meshwright.zoo.data import batches_for
+from meshwright.zoo.reference import load_task
+
+Payload = Mapping[str, Any]
+
+# Steps that are not counted in the measured step time: the first compiles and allocates.
+_WARM_UP = 2
+
+
+def train(payload: Payload) -> dict[str, Any]:
+    """Train `steps` steps, measuring, logging to `run`, and saving where asked.
+
+    payload: model, options, plan, steps, seed, optimizer, learning_rate, run,
+    and optionally resume (a checkpoint), save_at (steps after which to save),
+    profile_step (a step to trace and measure memory on).
+    """
+    task, job = _job(payload)
+    if payload.get("resume"):
+        job.load(payload["resume"])
+    run = Path(payload["run"])
+    batches = _Batches(task, payload["seed"])
+    save_at = set(payload.get("save_at", ()))
+    profile_step = payload.get("profile_step")
+    losses: list[float] = []
+    seconds: list[float] = []
+    peak: Peak[Metrics] | None = None
+    held = 0
+    with MetricsLog(run / "metrics.jsonl", job.comm.rank == 0, bool(payload.get("resume"))) as log:
+        first = job.step_number
+        for number in range(first, first + payload["steps"]):
+            batch = batches[number]
+            job.reset_counts()
+            if number - first == profile_step:
+                held = state_bytes(job)
+                trace = run / "trace.json" if job.comm.rank == 0 else None
+                peak = measure_peak(lambda: job.step(batch), job.device.type, trace)  # noqa: B023
+                metrics = peak.result
+            else:
+                metrics = job.step(batch)
+                if number - first >= _WARM_UP:
+                    seconds.append(metrics.seconds)
+            losses.append(metrics.loss)
+            log.write(metrics)
+            report({"step": metrics.step, "loss": metrics.loss, "seconds": metrics.seconds,
+                    "tokens_per_s": metrics.tokens_per_s})  # fmt: skip
+            if metrics.loss != metrics.loss:
+                raise RunError(
+                    f"The loss is not a number after step {metrics.step}.",
+                    f"Lower the learning rate, or resume from a checkpoint under {run}.",
+                )
+            if job.step_number in save_at:
+                job.save(run / "checkpoints" / str(job.step_number))
+    return {
+        "losses": losses,
+        "first_step": first,
+        "step_time_s": statistics.median(seconds) if seconds else None,
+        "peak_memory_bytes": held + peak.peak_bytes if peak else None,
+        "memory_curve": _thin([(at, held + size) for at, size in peak.curve]) if peak else [],
+        "executed": [c.model_dump() for c in job.executed()],
+        "optimizer_text": type(job.optimizer).__name__,
+    }
+
+
+def verify(payload: Payload) -> dict[str, Any]:
+    """Compare with one device over `steps` steps, then time and measure some more.
+
+    payload: model, options, plan, steps, seed, optimizer, learning_rate.
+    """
+    plan = Plan.model_validate(payload["plan"])
+    task, job = _job(payload)
+    batches = _Batches(task, payload["seed"])
+    make = optimizer_by_name(payload["optimizer"], payload["learning_rate"])
+    report({"stage": "comparing with one device"})
+    result = compare(
+        job,
+        lambda: one_device(task, plan, optimizer=make, seed=payload["seed"]),
+        (batches[number] for number in range(payload["steps"])),
+    )
+    report({"stage": "measuring"})
+    steps = iter(range(payload["steps"], payload["steps"] + 100))
+    job.step(batches[next(steps)])
+    seconds, started = [], time.perf_counter()
+    while len(seconds) < 5 and (time.perf_counter() - started < 60 or len(seconds) < 2):
+        batch = batches[next(steps)]
+        job.reset_counts()
+        seconds.append(job.step(batch).seconds)
+    executed = job.executed()
+    held = state_bytes(job)
+    batch = batches[next(steps)]
+    peak = measure_peak(lambda: job.step(batch), job.device.type)
+    return {
+        "comparison": None if result is None else comparison_json(result),
+        "executed": [c.model_dump() for c in executed],
+        "step_time_s": statistics.median(seconds),
+        "peak_memory_bytes": held + peak.peak_bytes,
+    }
+
+
+def comparison_json(result: Comparison) -> dict[str, Any]:
+    def worst(item: Worst) -> dict[str, Any]:
+        return {"name": item.name, "relative": item.relative}
+
+    return {
+        "equal": result.equal,
+        "initial_equal": result.initial_equal,
+        "losses": result.losses,
+        "worst": {
+            "loss": worst(result.loss),
+            "gradient": worst(result.gradient),
+            "parameter": worst(result.parameter),
+            "buffer": worst(result.buffer),
+        },
+    }
+
+
+def state_bytes(job: Job) -> int:
+    """Memory of what the job holds between steps, gradients of the last one included."""
+    trainer = job.trainer
+    tensors = [*trainer.parameters.values(), *trainer.buffers.values()]
+    tensors += [p.grad for p in trainer.parameters.values() if p.grad is not None]
+    for state in job.optimizer.state.values():
+        tensors += [value for value in state.values() if hasattr(value, "untyped_storage")]
+    return live_tensor_bytes(tensors)
+
+
+class _Batches:
+    """Real data where the project has some for the model; else the example batch again."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task = task
+        self.source = batches_for(task, seed)
+
+    def __getitem__(self, step: int) -> Any:
+        return self.task.batch if self.source is None else self.source[step]
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError("batches have no end: index them by step")
+
+
+def _job(payload: Payload, progress: Progress | None = None) -> tuple[Task, Job]:
+    task = load_task(payload["model"], payload.get("options", {}))
+    plan = Plan.model_validate(payload["plan"])
+    job = parallelize(
+        task,
+        optimizer=optimizer_by_name(payload["optimizer"], payload["learning_rate"]),
+        plan=plan,
+        seed=payload["seed"],
+        model=Model(task),
+    )
+    return task, job
+
+
+def _thin(curve: list[tuple[float, int]], most: int = 400) -> list[tuple[float, int]]:
+    """At most about `most` points of a curve, peaks kept."""
+    if len(curve) <= most:
+        return curve
+    step = -(-len(curve) // most)
+    return [max(curve[k : k + step], key=lambda point: point[1]) for k in range(0, len(curve), step)]
