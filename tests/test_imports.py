@@ -77,7 +77,7 @@ RULES: dict[str, Rule] = {
     "report": rule(*DATA, "simulate"),
     "api": rule(*STAGES, torch=True),
     "cli": rule(*DATA, "api", "__init__"),
-    "__init__": rule(*DATA, "api", "task"),
+    "__init__": rule(*DATA, "api", "task", "runtime"),  # where the public names are defined
     "__main__": rule("cli"),
 }
 
