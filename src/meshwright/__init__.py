@@ -1,8 +1,8 @@
 """Meshwright: plans and runs parallel training of any `torch.nn.Module`.
 
-    plan = meshwright.plan(task, cluster="local:4")
-    job = meshwright.parallelize(task, optimizer=..., plan=plan)   # under torchrun
-    metrics = job.step(batch)
+plan = meshwright.plan(task, cluster="local:4")
+job = meshwright.parallelize(task, optimizer=..., plan=plan)   # under torchrun
+metrics = job.step(batch)
 """
 
 from meshwright._version import __version__

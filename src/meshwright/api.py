@@ -92,9 +92,7 @@ class Model:
                     self._captured.pop(next(iter(self._captured)))
             return found
 
-    def materialize(
-        self, seed: int, keep: Callable[[str, Tensor], Tensor]
-    ) -> Mapping[str, Tensor]:
+    def materialize(self, seed: int, keep: Callable[[str, Tensor], Tensor]) -> Mapping[str, Tensor]:
         """Initial parameters and buffers, each handed whole to `keep`, which cuts its part."""
         with self._lock:
             return self.blueprint.materialize(seed, keep)
@@ -187,9 +185,7 @@ def plan(
         parameters=best.parameters,
         predicted=found.best.prediction,
         why=found.why,
-        alternatives=(
-            *(_alternative(other) for other in found.others),
-        ),
+        alternatives=(*(_alternative(other) for other in found.others),),
         capture_s=model.capture_s,
         search_s=search_s,
         lower_s=lower_s,
@@ -208,9 +204,7 @@ def _alternative(item: Evaluated) -> Alternative:
 
 def _lower(model: Model, candidate: Candidate, clip: bool) -> LoweredProgram:
     analysis = model.microbatch(candidate.microbatches)[1]
-    assignment = assign(
-        analysis, candidate.mesh, candidate.decisions, candidate.parameters, clip
-    )
+    assignment = assign(analysis, candidate.mesh, candidate.decisions, candidate.parameters, clip)
     return lower(analysis, assignment, candidate.mesh.coordinate(0))
 
 
@@ -254,9 +248,7 @@ def simulate_plan(task: Task, plan: Plan, *, profile: Profile | None = None,
     analysis = model.microbatch(plan.microbatches)[1]
     mesh = Mesh(tuple(plan.mesh.items()))
     check_plan(plan, analysis.program)
-    assignment = assign(
-        analysis, mesh, plan.decisions, plan.parameters, plan.clip_norm is not None
-    )
+    assignment = assign(analysis, mesh, plan.decisions, plan.parameters, plan.clip_norm is not None)
     lowered = lower(analysis, assignment, mesh.coordinate(0))
     cluster = parse_cluster(plan.cluster, profile)
     return simulate(lowered, cluster, microbatches=plan.microbatches, optimizer=plan.optimizer)
@@ -316,8 +308,6 @@ def parallelize(
         device=torch.device(place, torch.cuda.current_device()) if place == "cuda"
         else torch.device("cpu"),
     )  # fmt: skip
-
-
 
 
 def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

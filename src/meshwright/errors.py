@@ -3,9 +3,9 @@
     MeshwrightError                 exit code
     ├── UsageError                  2   bad input: what was got, what was expected, what to do
     │   ├── ClusterError            2   a cluster text or file that makes no sense
-    │   ├── ModelError              2   a model reference that can't be loaded, a batch that doesn't fit
+    │   ├── ModelError              2   a model that can't be loaded, a batch that doesn't fit
     │   ├── StrategyError           2   a strategy that doesn't parse or can't be laid on this mesh
-    │   └── PlanError               2   a plan file that is damaged, too new, or made for something else
+    │   └── PlanError               2   a plan file that is damaged, too new, or for something else
     ├── NoPlanFits                  3   nothing fits the memory given
     ├── CaptureError                4   the step could not be captured as a Program
     │   └── RuleError               4   an op has no sharding rule

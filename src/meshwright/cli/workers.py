@@ -101,7 +101,8 @@ def verify(payload: Payload) -> dict[str, Any]:
     report({"stage": "measuring"})
     steps = iter(range(payload["steps"], payload["steps"] + 100))
     job.step(batches[next(steps)])
-    seconds, started = [], time.perf_counter()
+    seconds: list[float] = []
+    started = time.perf_counter()
     while len(seconds) < 5 and (time.perf_counter() - started < 60 or len(seconds) < 2):
         batch = batches[next(steps)]
         job.reset_counts()
@@ -177,4 +178,6 @@ def _thin(curve: list[tuple[float, int]], most: int = 400) -> list[tuple[float, 
     if len(curve) <= most:
         return curve
     step = -(-len(curve) // most)
-    return [max(curve[k : k + step], key=lambda point: point[1]) for k in range(0, len(curve), step)]
+    return [
+        max(curve[k : k + step], key=lambda point: point[1]) for k in range(0, len(curve), step)
+    ]

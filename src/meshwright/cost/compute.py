@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 
 from meshwright.cluster.types import Profile
 from meshwright.cost.curve import interpolate
 from meshwright.cost.families import COMPUTE_BOUND, Family, family_of
-from meshwright.cost.flops import op_flops
+from meshwright.cost.flops import is_causal, op_flops
 from meshwright.errors import RuleError
 from meshwright.program.types import Op, Value, refs
 
@@ -15,6 +16,8 @@ __all__ = ["op_bytes", "op_flops", "op_seconds", "streaming_seconds"]
 
 # A view runs the dispatcher but no kernel.
 _VIEW_RATE = 3.0
+
+_CPU_KEY_BLOCK = 512
 
 # These read as much of their first operand as they write.
 _ROW_READERS = frozenset(
@@ -48,6 +51,8 @@ def op_seconds(op: Op, values: Mapping[str, Value], profile: Profile) -> float:
     streaming = streaming_seconds(op_bytes(op, values), profile)
     if family in COMPUTE_BOUND:
         flops = op_flops(op, values)
+        if family == "attention" and profile.device == "cpu" and is_causal(op):
+            flops *= _unskipped(op, values)
         dtype = next((values[item].dtype for item in op.operands()), profile.matmul_dtype)
         rate *= profile.dtype_rate.get(dtype, 1.0) if dtype != profile.matmul_dtype else 1.0
         return max(_compute_seconds(flops, rate, profile), streaming)
@@ -93,6 +98,16 @@ def _compute_seconds(flops: float, rate: float, profile: Profile) -> float:
     plain = interpolate(profile.matmul, max(flops, 1.0))
     # A slower kernel or dtype slows the arithmetic, not the launch.
     return launch + max(plain - launch, 0.0) / rate
+
+
+def _unskipped(op: Op, values: Mapping[str, Value]) -> float:
+    """Work of PyTorch's causal attention on a CPU, as a multiple of the half it needs.
+
+    It leaves out whole blocks of keys alone, so none of a short sequence.
+    """
+    query = values[next(op.operands())]
+    blocks = max(1, ceil(query.shape[-2] / _CPU_KEY_BLOCK))
+    return (blocks + 1) / blocks
 
 
 def _only_renames(op: Op, values: Mapping[str, Value], family: Family) -> bool:

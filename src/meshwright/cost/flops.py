@@ -93,13 +93,16 @@ def _attention(name: str, op: Op, values: Mapping[str, Value]) -> float:
     inner = name.startswith(("_flash_attention", "_efficient_attention")) and len(key.shape) == 4
     keys = key.shape[1] if inner else key.shape[-2]
     flops = 2.0 * prod(query.shape[:-1]) * keys * (query.shape[-1] + value.shape[-1])
-    at = _CAUSAL_AT.get(name)
-    causal = dict(op.kwargs).get("is_causal") is True or (
-        at is not None and len(op.args) > at and op.args[at] is True
-    )
-    if causal:
+    if is_causal(op):
         flops /= 2  # the kernels skip the blocks above the diagonal
     return flops * (_ATTENTION_BACKWARD if backward else 1.0)
+
+
+def is_causal(op: Op) -> bool:
+    """Whether an attention op was told to mask what lies above the diagonal."""
+    at = _CAUSAL_AT.get(op.target.split(".")[1])
+    given = at is not None and len(op.args) > at and op.args[at] is True
+    return given or dict(op.kwargs).get("is_causal") is True
 
 
 def _recurrent(name: str, op: Op, values: Mapping[str, Value]) -> float:

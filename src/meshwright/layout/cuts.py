@@ -35,7 +35,9 @@ def local_cut(
     outer, extent = split.outer, split.extent
     size = shape[split.dim]
     minor = size // (outer * extent) if outer * extent else 1
-    for other, parts, index, remaining in cuts(tuple(shape), layout.without(axis), mesh, coordinate):
+    for other, parts, index, remaining in cuts(
+        tuple(shape), layout.without(axis), mesh, coordinate
+    ):
         if other.dim != split.dim:
             continue
         _, count = Split(other.dim, other.outer, remaining).part(index, parts)
@@ -51,7 +53,7 @@ def local_cut(
 
 
 def compatible(one: Split, other: Split) -> bool:
-    """Whether two splits of one tensor can hold at once: other dims, or nested or disjoint parts."""
+    """Whether two splits of one tensor can hold at once: other dims, nested or disjoint parts."""
     if one.dim != other.dim or (one.outer, one.extent) == (other.outer, other.extent):
         return True
     first, last = sorted((one, other), key=lambda split: (split.outer, split.outer * split.extent))

@@ -59,11 +59,9 @@ def transition(source: Layout, target: Layout) -> tuple[Step, ...]:
             held = [
                 name
                 for name, other in now.shards
-                if (other.dim, other.outer, other.extent)
-                == (split.dim, split.outer, split.extent)
-                and name in [n for n, _ in target.shards][
-                    [n for n, _ in target.shards].index(axis) + 1 :
-                ]
+                if (other.dim, other.outer, other.extent) == (split.dim, split.outer, split.extent)
+                and name
+                in [n for n, _ in target.shards][[n for n, _ in target.shards].index(axis) + 1 :]
             ]
             blocked.update(held)
     for axis, split in reversed(now.shards):

@@ -58,7 +58,7 @@ class Layout:
         return None
 
     def with_shard(self, axis: str, split: Split) -> Layout:
-        return Layout(self.without(axis).shards + ((axis, split),), self.without(axis).partial)
+        return Layout((*self.without(axis).shards, (axis, split)), self.without(axis).partial)
 
     def with_partial(self, axis: str, reduce: Reduce) -> Layout:
         bare = self.without(axis)

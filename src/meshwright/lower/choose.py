@@ -65,5 +65,3 @@ def _fit(one: FactorCut, other: FactorCut) -> bool:
     return (one.outer, one.extent) == (other.outer, other.extent) or (
         first.outer * first.extent <= last.outer
     )
-
-

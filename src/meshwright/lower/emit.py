@@ -93,9 +93,7 @@ class _Writer:
         function = self._function(op.target)
         arguments = [self._text(argument) for argument in op.args]
         arguments += [
-            f"{name}={self._text(argument)}"
-            for name, argument in op.kwargs
-            if name != "pin_memory"
+            f"{name}={self._text(argument)}" for name, argument in op.kwargs if name != "pin_memory"
         ]
         call = f"{function}({', '.join(arguments)})"
         if not op.returns_tuple:

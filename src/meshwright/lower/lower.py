@@ -21,7 +21,7 @@ from meshwright.lower.special import Site
 from meshwright.lower.special_random import RANDOM, random
 from meshwright.lower.special_table import SPECIAL
 from meshwright.program.types import Argument, Input, Op, Ref, Source
-from meshwright.rules.types import OpRule
+from meshwright.rules.types import FactorCut, OpRule
 
 _REDUCE = Source("gradient reduction")
 _GATHER = Source("parameter gathering")
@@ -53,8 +53,7 @@ class _Lowering:
             name: op for op in self.program.ops for name in op.results if name is not None
         }
         self.streams = {
-            op.name: k
-            for k, op in enumerate(op for op in self.program.ops if op.target in RANDOM)
+            op.name: k for k, op in enumerate(op for op in self.program.ops if op.target in RANDOM)
         }
         self.gradient_of = {
             value: path for path, value in self.program.gradients.items() if value is not None
@@ -201,7 +200,7 @@ class _Lowering:
         layouts = [self.b.whole[name].layout for name in operands]
         chosen = choose(op, rule, self.assignment, layouts, self.program.values)
         kept = self._pending(rule, layouts, chosen)
-        for position, (name, dims) in enumerate(zip(names, rule.operands, strict=True)):
+        for position, dims in enumerate(rule.operands):
             shards = []
             for axis in self.assignment.mesh.names:
                 cut = chosen.get(axis)
@@ -258,7 +257,7 @@ class _Lowering:
         self,
         op: Op,
         rule: OpRule,
-        chosen: Mapping[str, object],
+        chosen: Mapping[str, FactorCut],
         kept: frozenset[str],
     ) -> tuple[Layout | None, ...]:
         found: list[Layout | None] = []
@@ -273,11 +272,12 @@ class _Lowering:
                 cut = chosen.get(axis)
                 if cut is None:
                     continue
-                split = rule.to_split(dims, cut)  # type: ignore[arg-type]
+                split = rule.to_split(dims, cut)
                 if split is not None:
                     layout = layout.with_shard(axis, split)
-                elif rule.reduces(position, cut.factor):  # type: ignore[attr-defined]
-                    combine = rule.factors[cut.factor].combine  # type: ignore[attr-defined]
+                elif rule.reduces(position, cut.factor):
+                    combine = rule.factors[cut.factor].combine
+                    assert combine is not None
                     layout = layout.with_partial(axis, combine)
             found.append(layout)
         return tuple(found)
@@ -371,9 +371,7 @@ class _Lowering:
         )
         return section(self.b.ops, outputs), pairs
 
-    def _clip(
-        self, gradients: tuple[tuple[str, Parameter], ...]
-    ) -> tuple[Section, str | None]:
+    def _clip(self, gradients: tuple[tuple[str, Parameter], ...]) -> tuple[Section, str | None]:
         """The global norm: local sums of squares, then one reduction per way of being cut."""
         self.b.ops = []
         if not self.assignment.clip or not gradients:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from meshwright.layout.types import REPLICATED, Layout, Reduce
+from meshwright.layout.types import REPLICATED, Layout, Reduce, Split
 from meshwright.lower.builder import Builder
 from meshwright.program.types import Argument, Op, Ref
 from meshwright.rules.types import FactorCut, OpRule
@@ -105,8 +105,9 @@ def bias_once(site: Site) -> tuple[str | None, ...]:
         bias = site.operand(2)
         args = (site.operand(0), site.operand(1), None, *site.op.args[3:])
         made = site.emit("aten.convolution.default", args, shape, layout)
-        split = site.layout(bias)
-        shards = tuple((axis, cut.__class__(1, cut.outer, cut.extent)) for axis, cut in split.shards)
+        shards = tuple(
+            (axis, Split(1, cut.outer, cut.extent)) for axis, cut in site.layout(bias).shards
+        )
         local = site.b.values[bias.name].shape[0]
         bias = site.emit(
             "aten.view.default",
@@ -127,7 +128,7 @@ def bias_once(site: Site) -> tuple[str | None, ...]:
         rank = len(site.shape(bias))
         shift = len(shape) - rank
         shards = tuple(
-            (axis, split.__class__(split.dim - shift, split.outer, split.extent))
+            (axis, Split(split.dim - shift, split.outer, split.extent))
             for axis, split in target.shards
             if split.dim >= shift and site.shape(bias)[split.dim - shift] != 1
         )
@@ -202,13 +203,9 @@ def softmax_backward_across(site: Site) -> tuple[str | None, ...]:
     pending = site.pending(_without_dim(layout, dim), "sum", *site.special_factors())
     logarithm = "log_softmax" in site.op.target
     terms = (
-        gradient
-        if logarithm
-        else site.emit("aten.mul.Tensor", (gradient, output), shape, layout)
+        gradient if logarithm else site.emit("aten.mul.Tensor", (gradient, output), shape, layout)
     )
-    total = site.settle(
-        site.emit("aten.sum.dim_IntList", (terms, (dim,), True), narrow, pending)
-    )
+    total = site.settle(site.emit("aten.sum.dim_IntList", (terms, (dim,), True), narrow, pending))
     if logarithm:
         powers = site.emit("aten.exp.default", (output,), shape, layout)
         scaled = site.emit("aten.mul.Tensor", (powers, total), shape, layout)
@@ -256,9 +253,7 @@ def nll_loss_backward(site: Site) -> tuple[str | None, ...]:
     scores = site.operand(1)
     layout, shape = site.layouts[0], site.shapes[0]
     assert layout is not None and shape is not None
-    target, ignore = _local_classes(
-        site, scores, site.operand(2), cast(int, site.op.args[5])
-    )
+    target, ignore = _local_classes(site, scores, site.operand(2), cast(int, site.op.args[5]))
     weight = site.operand(3) if isinstance(site.op.args[3], Ref) else None
     total = site.operand(len(site.operands) - 1)
     made = site.emit(
@@ -303,8 +298,8 @@ def embedding_rows(site: Site) -> tuple[str | None, ...]:
 def embedding_rows_backward(site: Site) -> tuple[str | None, ...]:
     layout, shape = site.layouts[0], site.shapes[0]
     assert layout is not None and shape is not None
-    split = Layout(tuple(item for item in layout.shards if item[1].dim == 0))
-    rows = site.b.declare(site.b.fresh(site.op.name), (shape[0],), "int64", split)
+    rows_layout = Layout(tuple(item for item in layout.shards if item[1].dim == 0))
+    rows = site.b.declare(site.b.fresh(site.op.name), (shape[0],), "int64", rows_layout)
     start, count = site.b.range(rows, 0)
     del site.b.values[rows], site.b.whole[rows]
     padding = cast(int, site.op.args[3])

@@ -45,7 +45,7 @@ def batch_norm(site: Site) -> tuple[str | None, ...]:
     stats = "no_stats" in site.op.target
     given = _optional(site, (1, 2) if stats else (1, 2, 3, 4))
     momentum, eps = (
-        (cast(float, site.op.args[position]) for position in ((4, 5) if stats else (6, 7)))
+        cast(float, site.op.args[position]) for position in ((4, 5) if stats else (6, 7))
     )
     count, channels = _count(shape), (shape[1],)
     vector = _channel_layout(layout)

@@ -37,9 +37,7 @@ def load_plan(path: str | Path) -> Plan:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise PlanError(
-            f"The plan {source} can't be read: {reason}.", "Check the path."
-        ) from error
+        raise PlanError(f"The plan {source} can't be read: {reason}.", "Check the path.") from error
     return parse_plan(text, str(source))
 
 

@@ -35,13 +35,13 @@ def _channel_factors(
 
 
 def _local_groups(call: Call, position: int) -> int:
-    return call.int(position, "groups")
+    return call.integer(position, "groups")
 
 
 @rule("aten.convolution.default")
 def convolution(call: Call) -> OpRule:
     """(input, weight, bias?, stride, padding, dilation, transposed, output_padding, groups)."""
-    groups, transposed = call.int(8, "groups"), bool(call.arg(6, "transposed"))
+    groups, transposed = call.integer(8, "groups"), bool(call.arg(6, "transposed"))
     bias = call.has(2, "bias")
     factors, data, kernel, out = _channel_factors(
         call.shapes[0], call.shapes[1], groups, transposed, bias
@@ -77,7 +77,7 @@ def convolution_backward(call: Call) -> OpRule:
     The gradient of the input sums over output channels, those of weight and
     bias over the batch; the bias has nothing to do with input channels.
     """
-    groups, transposed = call.int(9, "groups"), bool(call.arg(7, "transposed"))
+    groups, transposed = call.integer(9, "groups"), bool(call.arg(7, "transposed"))
     factors, data, kernel, out = _channel_factors(
         call.shapes[1], call.shapes[2], groups, transposed, bias=False
     )

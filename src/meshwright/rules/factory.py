@@ -8,8 +8,6 @@ from meshwright.rules.registry import Call, rule
 from meshwright.rules.types import Factor, OpRule, Shape
 
 
-
-
 @rule("aten.full.default", "aten.zeros.default", "aten.ones.default", "aten.empty.memory_format")
 def full(call: Call) -> OpRule:
     def localize(

@@ -21,13 +21,13 @@ def _classes(rank: int) -> tuple[str, str]:
 def nll_loss(call: Call) -> OpRule:
     """(log-probabilities, target, weight?, reduction, ignore_index) -> (loss, total_weight)."""
     scores, targets = _classes(len(call.shapes[0]))
-    pointwise = call.int(3, "reduction") == NONE
+    pointwise = call.integer(3, "reduction") == NONE
     weight = ["c"] if len(call.shapes) > 2 else []
     made = einsum(
         ",".join([scores, targets, *weight]) + "->" + (targets if pointwise else "") + ",",
         call.shapes,
         call.results,
-        special={name: "nll_loss" for name in scores},
+        special=dict.fromkeys(scores, "nll_loss"),
     )
     # The lowering reduces on its own: nothing is left pending.
     unreduced = frozenset((r, f) for r in (0, 1) for f in range(len(made.factors)))
@@ -41,7 +41,7 @@ def nll_loss_backward(call: Call) -> OpRule:
     `total_weight` is that of the global batch, so that batch parts need nothing else.
     """
     scores, targets = _classes(len(call.shapes[1]))
-    gradient = targets if call.int(4, "reduction") == NONE else ""
+    gradient = targets if call.integer(4, "reduction") == NONE else ""
     weight = ["c"] if call.has(3, "weight") else []
     return einsum(
         ",".join([gradient, scores, targets, *weight, ""]) + f"->{scores}",
@@ -60,7 +60,7 @@ def mse_loss(call: Call) -> OpRule:
         f"{names},{names}->" + (names if reduction == NONE else ""),
         call.shapes,
         call.results,
-        special={name: "global_mean" for name in names} if reduction == MEAN else None,
+        special=dict.fromkeys(names, "global_mean") if reduction == MEAN else None,
     )
 
 
@@ -68,13 +68,13 @@ def mse_loss(call: Call) -> OpRule:
 def mse_loss_backward(call: Call) -> OpRule:
     """(grad, input, target, reduction): a mean's gradient divides by the global count."""
     names = letters(len(call.shapes[1]))
-    reduction = call.int(3, "reduction")
+    reduction = call.integer(3, "reduction")
     gradient = names if len(call.shapes[0]) == len(names) else ""
     return einsum(
         f"{gradient},{names},{names}->{names}",
         call.shapes,
         call.results,
-        special={name: "global_mean_backward" for name in names} if reduction == MEAN else None,
+        special=dict.fromkeys(names, "global_mean_backward") if reduction == MEAN else None,
     )
 
 
@@ -96,5 +96,5 @@ def bce_with_logits(call: Call) -> OpRule:
         f"{names},{names}->" + (names if reduction == NONE else ""),
         call.shapes,
         call.results,
-        special={name: "global_mean" for name in names} if reduction == MEAN else None,
+        special=dict.fromkeys(names, "global_mean") if reduction == MEAN else None,
     )

@@ -33,8 +33,7 @@ def layer_norm_backward(call: Call) -> OpRule:
     statistics = lead + "." * tail
     affine = [normed] * (len(call.shapes) - 4)
     return einsum(
-        ",".join([names, names, statistics, statistics, *affine])
-        + f"->{names},{normed},{normed}",
+        ",".join([names, names, statistics, statistics, *affine]) + f"->{names},{normed},{normed}",
         call.shapes,
         call.results,
         fixed=normed,
@@ -102,7 +101,7 @@ def batch_norm(call: Call) -> OpRule:
     names = letters(rank)
     channel = names[1]
     others = names.replace(channel, "")
-    special = {name: "batch_norm" for name in others} if training(call) else None
+    special = dict.fromkeys(others, "batch_norm") if training(call) else None
     statistics = [
         channel if result is not None and len(result) == 1 and result[0] != 0 else "_"
         for result in call.results[1:]
@@ -148,5 +147,5 @@ def batch_norm_backward(call: Call) -> OpRule:
         f"{text}->{names},{channel},{channel}",
         call.shapes,
         call.results,
-        special={name: "batch_norm_backward" for name in others} if train else None,
+        special=dict.fromkeys(others, "batch_norm_backward") if train else None,
     )

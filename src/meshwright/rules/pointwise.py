@@ -11,9 +11,7 @@ _UNARY = (
     "isnan leaky_relu log log1p log2 logical_not reciprocal relu round rsqrt sigmoid sign silu "
     "sin softplus sqrt tanh zeros_like ones_like mish hardsigmoid isinf isfinite tan square erfinv"
 )
-_BINARY_TENSOR = (
-    "mul div eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor remainder fmod"
-)
+_BINARY_TENSOR = "mul div eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor remainder fmod"
 _BINARY_PLAIN = (
     "maximum minimum logical_and logical_or atan2 gelu_backward sigmoid_backward tanh_backward "
     "threshold_backward silu_backward leaky_relu_backward elu_backward hardtanh_backward "

@@ -24,16 +24,14 @@ def _reduction(
     dims, keepdim = _reduced_dims(call)
     names = letters(rank)
     reduced = "".join(names[dim] for dim in dims)
-    result = "".join(
-        ("." if keepdim else "") if name in reduced else name for name in names
-    )
+    result = "".join(("." if keepdim else "") if name in reduced else name for name in names)
     return einsum(
         f"{names}->" + ",".join([result] * len(call.results)),
         call.shapes,
         call.results,
-        combine={name: combine or "sum" for name in reduced},
+        combine=dict.fromkeys(reduced, combine or "sum"),
         fixed="" if combine else reduced,
-        special={name: special for name in reduced} if special else None,
+        special=dict.fromkeys(reduced, special) if special else None,
         linear=linear,
     )
 
@@ -111,11 +109,13 @@ def whole(call: Call) -> OpRule:
     return _reduction(call, None)
 
 
-@rule("aten.cumsum.default", "aten.cumprod.default", "aten.sort.default", "aten.logcumsumexp.default")
+@rule(
+    "aten.cumsum.default", "aten.cumprod.default", "aten.sort.default", "aten.logcumsumexp.default"
+)
 def along_dim(call: Call) -> OpRule:
     """Ops along one dim that keeps its size and stays whole."""
     rank = len(call.shapes[0])
-    dim = normalise_dim(call.int(1, "dim", -1), rank) if rank else 0
+    dim = normalise_dim(call.integer(1, "dim", -1), rank) if rank else 0
     names = letters(rank)
     return einsum(
         f"{names}->" + ",".join([names] * len(call.results)),
@@ -128,7 +128,7 @@ def along_dim(call: Call) -> OpRule:
 @rule("aten._softmax.default", "aten._log_softmax.default")
 def softmax(call: Call) -> OpRule:
     rank = len(call.shapes[0])
-    dim = normalise_dim(call.int(1, "dim"), rank)
+    dim = normalise_dim(call.integer(1, "dim"), rank)
     names = letters(rank)
     special = {names[dim]: "softmax_across"} if rank else {}
     return einsum(f"{names}->{names}", call.shapes, call.results, special=special)
@@ -139,14 +139,14 @@ def safe_softmax(call: Call) -> OpRule:
     """Softmax that gives zeros for a row of -inf; its dim stays whole."""
     rank = len(call.shapes[0])
     names = letters(rank)
-    dim = normalise_dim(call.int(1, "dim"), rank)
+    dim = normalise_dim(call.integer(1, "dim"), rank)
     return einsum(f"{names}->{names}", call.shapes, call.results, fixed=names[dim : dim + 1])
 
 
 @rule("aten._softmax_backward_data.default", "aten._log_softmax_backward_data.default")
 def softmax_backward(call: Call) -> OpRule:
     rank = len(call.shapes[0])
-    dim = normalise_dim(call.int(2, "dim"), rank)
+    dim = normalise_dim(call.integer(2, "dim"), rank)
     names = letters(rank)
     special = {names[dim]: "softmax_backward_across"} if rank else {}
     return einsum(f"{names},{names}->{names}", call.shapes, call.results, special=special)

@@ -36,7 +36,7 @@ class Call:
             return tuple(int(item) for item in argument if isinstance(item, int))
         return (argument,) if isinstance(argument, int) else ()
 
-    def int(self, position: int, name: str, default: int = 0) -> int:
+    def integer(self, position: int, name: str, default: int = 0) -> int:
         argument = self.arg(position, name, default)
         assert isinstance(argument, int), (self.op.target, name, argument)
         return argument

@@ -38,7 +38,9 @@ def _one_factor_a_dim(shape: Shape) -> tuple[tuple[Factor, ...], Dims]:
     )
 
 
-def _moved(call: Call, rearrange: Callable[[Dims], Dims], localize: Localize | None = None) -> OpRule:
+def _moved(
+    call: Call, rearrange: Callable[[Dims], Dims], localize: Localize | None = None
+) -> OpRule:
     factors, dims = _one_factor_a_dim(call.shapes[0])
     return OpRule(factors, (dims,), (rearrange(dims),), "unary", localize)
 
@@ -51,7 +53,7 @@ def t(call: Call) -> OpRule:
 @rule("aten.transpose.int")
 def transpose(call: Call) -> OpRule:
     rank = len(call.shapes[0])
-    a, b = (normalise_dim(call.int(k, f"dim{k - 1}"), rank) for k in (1, 2))
+    a, b = (normalise_dim(call.integer(k, f"dim{k - 1}"), rank) for k in (1, 2))
 
     def swap(dims: Dims) -> Dims:
         order = list(range(rank))
@@ -70,7 +72,7 @@ def permute(call: Call) -> OpRule:
 
 @rule("aten.unsqueeze.default")
 def unsqueeze(call: Call) -> OpRule:
-    dim = normalise_dim(call.int(1, "dim"), len(call.shapes[0]) + 1)
+    dim = normalise_dim(call.integer(1, "dim"), len(call.shapes[0]) + 1)
     return _moved(call, lambda dims: (*dims[:dim], (), *dims[dim:]))
 
 
@@ -105,7 +107,7 @@ def expand(call: Call) -> OpRule:
 def split(call: Call) -> OpRule:
     """Equal parts: the dim is (part, within); every result holds `within`."""
     shape = call.shapes[0]
-    dim = normalise_dim(call.int(2, "dim"), len(shape))
+    dim = normalise_dim(call.integer(2, "dim"), len(shape))
     sizes = {result[dim] for result in call.results if result is not None}
     if len(sizes) != 1:
         return _parts(call, dim, None)
@@ -125,7 +127,7 @@ def _split_size(
 
 @rule("aten.split_with_sizes.default")
 def split_with_sizes(call: Call) -> OpRule:
-    dim = normalise_dim(call.int(2, "dim"), len(call.shapes[0]))
+    dim = normalise_dim(call.integer(2, "dim"), len(call.shapes[0]))
     sizes = set(call.ints(1, "split_sizes"))
     if len(sizes) != 1:
         return _parts(call, dim, None)
@@ -143,8 +145,9 @@ def _parts(call: Call, dim: int, part: int | None, localize: Localize | None = N
     """A tensor and pieces of it along `dim`, `part` long each; None: the dim can't be cut."""
     shape = call.shapes[0]
     factors, dims = _one_factor_a_dim(shape)
+    whole: tuple[int, ...] = ()
+    piece: tuple[int, ...] = ()
     if part is None or part == 0 or shape[dim] % part or shape[dim] == 1:
-        whole, piece = (), ()
         kept = [*factors]
     else:
         kept = [*factors, Factor(shape[dim] // part, shardable=False), Factor(part)]
@@ -161,7 +164,7 @@ def cat(call: Call) -> OpRule:
     """Equal parts: the result's dim is (part, within), as the inverse of split."""
     target = call.results[0]
     assert target is not None
-    dim = normalise_dim(call.int(1, "dim"), len(target))
+    dim = normalise_dim(call.integer(1, "dim"), len(target))
     factors, dims = _one_factor_a_dim(target)
     sizes = {shape[dim] for shape in call.shapes}
     part = sizes.pop() if len(sizes) == 1 else None
@@ -181,7 +184,7 @@ def cat(call: Call) -> OpRule:
 def stack(call: Call) -> OpRule:
     target = call.results[0]
     assert target is not None
-    dim = normalise_dim(call.int(1, "dim"), len(target))
+    dim = normalise_dim(call.integer(1, "dim"), len(target))
     factors, dims = _one_factor_a_dim(call.shapes[0])
     result = (*dims[:dim], (), *dims[dim:])
     return OpRule(factors, (dims,) * len(call.shapes), (result,), "joint")
@@ -190,7 +193,7 @@ def stack(call: Call) -> OpRule:
 @rule("aten.unbind.int")
 def unbind(call: Call) -> OpRule:
     shape = call.shapes[0]
-    dim = normalise_dim(call.int(1, "dim"), len(shape))
+    dim = normalise_dim(call.integer(1, "dim"), len(shape))
     factors, dims = _one_factor_a_dim(shape)
     left = (*dims[:dim], (), *dims[dim + 1 :])
     right = (*dims[:dim], *dims[dim + 1 :])
@@ -200,7 +203,7 @@ def unbind(call: Call) -> OpRule:
 @rule("aten.select.int")
 def select(call: Call) -> OpRule:
     shape = call.shapes[0]
-    dim = normalise_dim(call.int(1, "dim"), len(shape))
+    dim = normalise_dim(call.integer(1, "dim"), len(shape))
     factors, dims = _one_factor_a_dim(shape)
     left = (*dims[:dim], (), *dims[dim + 1 :])
     return OpRule(factors, (left,), ((*dims[:dim], *dims[dim + 1 :]),), "unary")
@@ -210,12 +213,10 @@ def select(call: Call) -> OpRule:
 def select_backward(call: Call) -> OpRule:
     target = call.results[0]
     assert target is not None
-    dim = normalise_dim(call.int(2, "dim"), len(target))
+    dim = normalise_dim(call.integer(2, "dim"), len(target))
     factors, dims = _one_factor_a_dim(target)
     right = (*dims[:dim], (), *dims[dim + 1 :])
-    return OpRule(
-        factors, ((*dims[:dim], *dims[dim + 1 :]),), (right,), "unary", _with_shape(1)
-    )
+    return OpRule(factors, ((*dims[:dim], *dims[dim + 1 :]),), (right,), "unary", _with_shape(1))
 
 
 @rule("aten.slice.Tensor")
@@ -223,14 +224,14 @@ def slice_(call: Call) -> OpRule:
     """A slice of one of several equal parts is cut within the part; others not along the dim."""
     shape, target = call.shapes[0], call.results[0]
     assert target is not None
-    dim = normalise_dim(call.int(1, "dim"), len(shape))
+    dim = normalise_dim(call.integer(1, "dim"), len(shape))
     start = call.arg(2, "start") or 0
     assert isinstance(start, int)
     start = max(0, normalise_dim(start, shape[dim]))
     part = target[dim]
     if part == shape[dim]:
         return _moved(call, lambda dims: dims, _slice_bounds(dim, 0, 1))
-    if call.int(4, "step", 1) != 1 or part == 0 or start % part:
+    if call.integer(4, "step", 1) != 1 or part == 0 or start % part:
         return _parts(call, dim, None)
     return _parts(call, dim, part, _slice_bounds(dim, start // part, 1))
 
@@ -251,10 +252,10 @@ def slice_backward(call: Call) -> OpRule:
     """slice_backward(grad, input_sizes, dim, start, end, step), the mirror image of slice."""
     shape, target = call.shapes[0], call.results[0]
     assert target is not None
-    dim = normalise_dim(call.int(2, "dim"), len(target))
-    start, part = call.int(3, "start"), shape[dim]
+    dim = normalise_dim(call.integer(2, "dim"), len(target))
+    start, part = call.integer(3, "start"), shape[dim]
     start = max(0, normalise_dim(start, target[dim]))
-    aligned = call.int(5, "step", 1) == 1 and part > 1 and not start % part
+    aligned = call.integer(5, "step", 1) == 1 and part > 1 and not start % part
     factors, dims = _one_factor_a_dim(target)
     whole: tuple[int, ...] = ()
     piece: tuple[int, ...] = ()

@@ -128,7 +128,7 @@ def _family_samples() -> Iterator[tuple[str, Callable[[], object], float, float]
     weight, table = torch.ones(1024), torch.randn(2048, 256)
     index = torch.randint(2048, (1024,))
     picture, filters = torch.randn(8, 32, 32, 32), torch.randn(32, 32, 3, 3)
-    q, k, v = (torch.randn(2, 4, 256, 64) for _ in range(3))
+    q, k, v = (torch.randn(8, 4, 128, 64) for _ in range(3))
     yield "transcendental", lambda: aten.gelu.default(x), 2 * size, 0
     yield "reduction", lambda: aten.sum.dim_IntList(x, [-1]), size, 0
     yield "softmax", lambda: aten._softmax.default(x, -1, False), 2 * size, 0
@@ -149,7 +149,7 @@ def _family_samples() -> Iterator[tuple[str, Callable[[], object], float, float]
         0,
     )
     flash = aten._scaled_dot_product_flash_attention_for_cpu.default
-    yield "attention", lambda: flash(q, k, v), 4 * q.nbytes, 4.0 * 8 * 256 * 256 * 64
+    yield "attention", lambda: flash(q, k, v), 4 * q.nbytes, 4.0 * 32 * 128 * 128 * 64
     out, norm = flash(q, k, v)
     yield (
         "attention_backward",
@@ -157,7 +157,7 @@ def _family_samples() -> Iterator[tuple[str, Callable[[], object], float, float]
             out, q, k, v, out, norm, 0.0, False
         ),
         8 * q.nbytes,
-        10.0 * 8 * 256 * 256 * 64,
+        10.0 * 32 * 128 * 128 * 64,
     )
     channels = torch.ones(32)
     yield (

@@ -195,9 +195,7 @@ class Job:
                 for path, tensor in compiled.constants.items()
                 if path in compiled.lowered.constants
             }
-            executable = Executable(
-                compiled.lowered, constants, self.comm, self._key, self.device
-            )
+            executable = Executable(compiled.lowered, constants, self.comm, self._key, self.device)
             found = self._executables[key] = (executable, compiled)
             while len(self._executables) > 8:
                 self._executables.pop(next(k for k in self._executables if k != key))

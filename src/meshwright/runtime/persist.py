@@ -40,9 +40,7 @@ def save_job(job: Job, path: Path) -> None:
     tensors = {}
     for key, (local, shape, layout) in _state(job).items():
         plain = plain_layout(shape, layout)
-        tensors[key] = Stored(
-            relay(local, shape, layout, plain, job.comm), shape, _cuts(plain)
-        )
+        tensors[key] = Stored(relay(local, shape, layout, plain, job.comm), shape, _cuts(plain))
     save(path, tensors, job.mesh, job.step_number, extra)
 
 

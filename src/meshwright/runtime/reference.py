@@ -35,11 +35,11 @@ _KINDS = {
 }
 
 
-class DrawByPosition(TorchDispatchMode):  # type: ignore[misc]
+class DrawByPosition(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Eager random ops draw as the k-th random op of a captured step does."""
 
     def __init__(self, key: RandomKey) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.key = key
         self._stream = 0
 

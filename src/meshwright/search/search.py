@@ -131,7 +131,9 @@ def _why(strategy: Strategy, best: Evaluated, others: tuple[Evaluated, ...]) -> 
         <= min(other.prediction.communication_s for other in others if other.fits)
         else "its compute and communication together take least"
     )
-    return f"{name} is predicted fastest: {reason}; next is {slower.candidate.name}, {margin} slower."
+    return (
+        f"{name} is predicted fastest: {reason}; next is {slower.candidate.name}, {margin} slower."
+    )
 
 
 def _nothing_fits(evaluated: list[Evaluated], memory_bytes: int) -> NoPlanFits:
