@@ -132,6 +132,18 @@ def test_thin_matmuls_are_bound_by_memory() -> None:
     assert op_seconds(op, values, profile()) > 4096 * 4096 * 4 / 1e10
 
 
+def test_causal_attention_on_a_cpu_leaves_out_whole_blocks_alone() -> None:
+    def seconds(length: int, causal: bool, device: str) -> float:
+        shape = (1, 8, length, 64)
+        op, values = case(f"{FLASH}.default", [shape] * 3, shape, shape[:3], literals=(0.0, causal))
+        fast = profile(device=device, op_overhead_s=0, memory_bytes_per_s=1e15)
+        return op_seconds(op, values, fast)
+
+    assert seconds(512, True, "cpu") == seconds(512, False, "cpu")
+    assert seconds(2048, True, "cpu") == pytest.approx(5 / 8 * seconds(2048, False, "cpu"))
+    assert seconds(2048, True, "cuda") == pytest.approx(1 / 2 * seconds(2048, False, "cuda"))
+
+
 def test_views_cost_next_to_nothing() -> None:
     op, values = case("aten.view.default", [(1000, 1000)], (10**6,), of="a0")
     assert op_seconds(op, values, profile()) < 1e-6
