@@ -35,7 +35,7 @@ __all__ = ["calibrate"]
 
 _REPEATS = 5
 _SHORTEST_REPEAT_S = 0.002
-_SHUTDOWN_S = 2.5  # what ending the processes takes, kept out of the measuring
+_SHUTDOWN_S = 4.0  # what ending the processes takes, kept out of the measuring
 
 _FOOTPRINT_BYTES = 1 << 27  # more than caches hold
 _MATMUL_SIZES = (32, 64, 128, 256, 512, 1024)
