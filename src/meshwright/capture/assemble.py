@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meshwright.capture.location import Line, source
+from meshwright.capture.location import Line, located, source
 from meshwright.capture.recorder import RecordedOp, Recording, Slot
 from meshwright.errors import CaptureError
 from meshwright.program.types import (
@@ -190,9 +190,9 @@ def _argument(item: Any, names: _Names, op: RecordedOp) -> Argument:
         return Symbol("layout", str(item).removeprefix("torch."))
     if isinstance(item, torch.memory_format):
         return Symbol("memory_format", str(item).removeprefix("torch."))
-    where = source(op.module, op.line)
     raise CaptureError(
-        f"{op.func} in {where} takes a {type(item).__name__}, which a Program can't hold.",
+        f"A {type(item).__name__}, which a Program can't hold, is given to {op.func} "
+        f"in {located(source(op.module, op.line))}",
         "Draw random numbers from the default generator, and pass plain numbers and tensors.",
     )
 

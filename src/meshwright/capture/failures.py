@@ -6,12 +6,17 @@ from types import CodeType
 from typing import Any
 
 from meshwright.capture.batch import describe_leaves
-from meshwright.capture.location import Lines, RunningModules, source
+from meshwright.capture.location import Lines, RunningModules, located, source
 from meshwright.errors import CaptureError, MeshwrightError
 from meshwright.torch_private import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     UnsupportedOperatorException,
+)
+
+MOVE_IT_OUT = (
+    "A captured step runs the same ops every time. Move this out of the model "
+    "(into the data preparation), or pass a module that avoids it."
 )
 
 
@@ -22,15 +27,14 @@ def explained(
     if isinstance(error, MeshwrightError) and not isinstance(error, CaptureError):
         return error
     where = source(modules.innermost, Lines().raised(error.__traceback__, stop))
-    place = f"{where}: {where.code}" if where.code else str(where)
+    place = located(where)
     if isinstance(error, CaptureError):
         return CaptureError(f"In {place}\n{error.message}", error.remedy)
     if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
         what = "values" if isinstance(error, DataDependentOutputException) else "the shapes"
         return CaptureError(
             f"The step depends on {what} of a tensor, by {error.func}, in {place}",
-            "A captured step runs the same ops every time. Move this out of the model "
-            "(into the data preparation), or pass a module that avoids it.",
+            MOVE_IT_OUT,
         )
     if isinstance(error, UnsupportedOperatorException):
         return CaptureError(

@@ -86,6 +86,11 @@ def source(module: str, line: Line) -> Source:
     return Source(module, file, number, code)
 
 
+def located(where: Source) -> str:
+    """The source with its code, for messages."""
+    return f"{where}: {where.code}" if where.code else str(where)
+
+
 class RunningModules:
     """The stack of modules whose forward is running, by fully qualified name.
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from meshwright.capture.values import FakesCanBeCopied, KnownValuesOnly
 from meshwright.errors import CaptureError
 from meshwright.torch_private import (
     TRUNCATED_NORMAL,
@@ -136,9 +136,14 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._latest[0] = _FIRST_MARK
         torch.default_generator.manual_seed(_FIRST_MARK)
         try:
-            with warnings.catch_warnings(), self._fake_mode, self, _CopyFakes():
+            with ExitStack() as stack:
+                stack.enter_context(warnings.catch_warnings())
                 # PyTorch probes a fake for its address at times, and goes on without.
                 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+                for mode in (
+                    self._fake_mode, self, KnownValuesOnly(BUILD_IT_YOURSELF), FakesCanBeCopied()
+                ):  # fmt: skip
+                    stack.enter_context(mode)
                 yield
         finally:
             self._drawing = None
@@ -279,25 +284,6 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._marks[mark] = len(self.tape.steps)
             self._latest[step.generator] = mark
             generator.manual_seed(mark)
-
-
-class _CopyFakes(TorchFunctionMode):
-    """Deep copies of fakes, which PyTorch makes with their mode and all."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is Tensor.__deepcopy__ and type(args[0]) is FakeTensor:
-            fake, memo = args
-            if id(fake) not in memo:
-                copied = fake.detach().clone().requires_grad_(fake.requires_grad)
-                memo[id(fake)] = copied
-            return memo[id(fake)]
-        return func(*args, **(kwargs or {}))
 
 
 def _truncated_normal() -> FrameType | None:

@@ -14,11 +14,12 @@ from meshwright.capture.assemble import InputSpec, Outputs, assemble
 from meshwright.capture.batch import BatchSpec, batch_spec, fake_leaf
 from meshwright.capture.blueprint import Blueprint
 from meshwright.capture.blueprint import blueprint as make_blueprint
-from meshwright.capture.failures import explained
+from meshwright.capture.failures import MOVE_IT_OUT, explained
 from meshwright.capture.location import RunningModules
 from meshwright.capture.loss import run_loss
 from meshwright.capture.recorder import Recorder
 from meshwright.capture.state import make_functional, restored
+from meshwright.capture.values import KnownValuesOnly
 from meshwright.errors import CaptureError
 from meshwright.program.types import Program
 from meshwright.task import Task
@@ -102,7 +103,13 @@ class _Trace:
             tensors = make_functional(module)
             trainable, buffers = self._add_state(module, tensors)
             batch = self._fake_batch()
-            with self.recorder, functionalization(), self._modules.watch(), unfused_recurrence():
+            with (
+                self.recorder,
+                functionalization(),
+                self._modules.watch(),
+                unfused_recurrence(),
+                KnownValuesOnly(MOVE_IT_OUT),
+            ):
                 loss = self._explained("forward", lambda: run_loss(self._task, module, batch))
                 self._read_buffers(module, buffers)
             tangent = self._add_tangent(loss)
