@@ -11,6 +11,8 @@ FakeTensorMode, FakeTensor
 DataDependentOutputException, DynamicOutputShapeException,
 UnsupportedOperatorException
     what fake tensors raise when an op needs values that don't exist.
+storage_key
+    which tensors share memory; the address can't tell, since fakes have none.
 TorchDispatchMode
     sees every ATen op below autograd: how the step and the construction of a
     model are recorded. Public in effect, and named without an underscore, but
@@ -28,7 +30,7 @@ unfused_recurrence
     public `torch.backends.mkldnn.flags` also sets, and warns about, much else.
 OpOverload
     the type of what a dispatch mode sees, for annotations.
-functionalization
+functionalization, to_functional, from_functional, is_functional
     C++ functionalization: in-place ops and writes through views reach a
     dispatch mode as pure ops. The public `torch.func.functionalize` can't be
     used around `torch.autograd.grad` and module state.
