@@ -71,8 +71,8 @@ RULES: dict[str, Rule] = {
     "zoo": rule(*TORCH, torch=True),
     "capture": rule("program", *TORCH, torch=True),
     "lower": rule(*PLANNING, *TORCH, torch=True, distributed=True),
-    "runtime": rule(*PLANNING, *TORCH, "lower", torch=True, distributed=True),
-    "checkpoint": rule(*DATA, "layout", *TORCH, "runtime", torch=True, distributed=True),
+    "checkpoint": rule(*DATA, "layout", *TORCH, torch=True, distributed=True),
+    "runtime": rule(*PLANNING, *TORCH, "lower", "checkpoint", torch=True, distributed=True),
     # For people.
     "report": rule(*DATA, "simulate"),
     "api": rule(*STAGES, torch=True),
