@@ -25,6 +25,9 @@ forget_conversions
 TRUNCATED_NORMAL
     the code of `torch.nn.init.trunc_normal_`: it draws until the values are
     within bounds, which fakes can't answer, so it is recorded as one op.
+compiling
+    makes `torch.compiler.is_compiling()` true: libraries ask it whether they may
+    look at values ("is the mask all ones?"), and otherwise do without.
 unfused_recurrence
     without oneDNN a recurrent layer is recorded as the ops it consists of. The
     public `torch.backends.mkldnn.flags` also sets, and warns about, much else.
@@ -57,6 +60,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
+from torch.compiler import _compile_session_context as compiling
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_map
@@ -71,6 +75,7 @@ __all__ = [
     "TorchDispatchMode",
     "TreeSpec",
     "UnsupportedOperatorException",
+    "compiling",
     "current_autograd_node",
     "flatten",
     "flatten_with_paths",

@@ -7,6 +7,7 @@ from typing import Any
 
 from meshwright.capture.batch import describe_leaves
 from meshwright.capture.location import Lines, RunningModules, located, source
+from meshwright.capture.values import NeedsValues
 from meshwright.errors import CaptureError, MeshwrightError
 from meshwright.torch_private import (
     DataDependentOutputException,
@@ -29,10 +30,10 @@ def explained(
     where = source(modules.innermost, Lines().raised(error.__traceback__, stop))
     place = located(where)
     if isinstance(error, CaptureError):
-        return CaptureError(f"In {place}\n{error.message}", error.remedy)
+        return type(error)(f"In {place}\n{error.message}", error.remedy)
     if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
         what = "values" if isinstance(error, DataDependentOutputException) else "the shapes"
-        return CaptureError(
+        return NeedsValues(
             f"The step depends on {what} of a tensor, by {error.func}, in {place}",
             MOVE_IT_OUT,
         )

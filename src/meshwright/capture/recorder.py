@@ -45,6 +45,12 @@ _IGNORED = frozenset({
 })  # fmt: skip
 
 
+LEAVE_RECOMPUTATION = (
+    "Take torch.utils.checkpoint (gradient checkpointing) out of the model: "
+    "the plan decides what to recompute."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """The use of a recorded value, by number."""
@@ -63,14 +69,6 @@ class RecordedOp:
     module: str
     in_model: bool  # false for what the loss callable does outside of the model
     line: Line
-
-
-@dataclass(slots=True)
-class RecordedInput:
-    """A tensor that the step takes; `tensor` is its fake."""
-
-    number: int
-    tensor: Tensor
 
 
 ForeignFake = Callable[[Tensor], Tensor]
@@ -228,11 +226,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = tuple(output) if returns_tuple else (output,)
         if not any(isinstance(item, Tensor) for item in outputs):
             return
+        if self.phase == "backward" and torch.Tag.nondeterministic_seeded in func.tags:
+            raise CaptureError(
+                f"The backward draws random numbers again, by {func}: they would differ "
+                "from those of the forward.",
+                LEAVE_RECOMPUTATION,
+            )
         module, in_model, line = self._origin()
         recorded_args = tuple(self._slots(item) for item in args)
         recorded_kwargs = {key: self._slots(item) for key, item in kwargs.items()}
+        wanted = _wanted(func, args, len(outputs))
         results = tuple(
-            self.add_input(item) if isinstance(item, Tensor) else None for item in outputs
+            self.add_input(item) if is_wanted and isinstance(item, Tensor) else None
+            for item, is_wanted in zip(outputs, wanted, strict=True)
         )
         self.recording.ops.append(
             RecordedOp(
@@ -259,3 +265,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Autograd makes the node of an op just before the op itself runs.
         self._origins.setdefault(next_sequence_number() - 1, origin)
         return origin
+
+
+def _wanted(func: OpOverload, args: tuple[Any, ...], count: int) -> Sequence[bool]:
+    """Which results an op really gives: what `output_mask` leaves out is None, on fakes too."""
+    last = func._schema.arguments[-1] if func._schema.arguments else None
+    if last is None or last.name != "output_mask" or len(args) < len(func._schema.arguments):
+        return [True] * count
+    return [bool(flag) for flag in args[-1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,14 @@ from meshwright.capture.blueprint import blueprint as make_blueprint
 from meshwright.capture.failures import MOVE_IT_OUT, explained
 from meshwright.capture.location import RunningModules
 from meshwright.capture.loss import run_loss
-from meshwright.capture.recorder import Recorder
+from meshwright.capture.recorder import LEAVE_RECOMPUTATION, Recorder
 from meshwright.capture.state import make_functional, restored
-from meshwright.capture.values import KnownValuesOnly
+from meshwright.capture.values import KnownValuesOnly, NeedsValues
 from meshwright.errors import CaptureError
 from meshwright.program.types import Program
 from meshwright.task import Task
 from meshwright.torch_private import (
+    compiling,
     flatten_with_paths,
     from_functional,
     functionalization,
@@ -66,11 +68,26 @@ def capture(task: Task, *, batch: Any = None, blueprint: Blueprint | None = None
     batch = task.batch if batch is None else batch
     plan = make_blueprint(task.model) if blueprint is None else blueprint
     spec = batch_spec(batch)
-    tracer = _Trace(task, batch, plan)
-    with restored(plan.module):
-        tracer.run()
+    try:
+        tracer = _traced(task, batch, plan, nullcontext())
+    except NeedsValues as error:
+        # Libraries that look at values to find a shorter way (is the mask all
+        # ones?) go the long way when they are told that they can't.
+        try:
+            tracer = _traced(task, batch, plan, compiling())
+        except CaptureError:
+            raise error from error.__cause__
     program, constants = assemble(tracer.recorder.recording, tracer.inputs, tracer.outputs())
     return Captured(program, constants, plan, spec, time.perf_counter() - started)
+
+
+def _traced(
+    task: Task, batch: Any, blueprint: Blueprint, announced: AbstractContextManager[None]
+) -> _Trace:
+    tracer = _Trace(task, batch, blueprint)
+    with restored(blueprint.module), announced:
+        tracer.run()
+    return tracer
 
 
 def _user_code(run: Callable[[], Tensor]) -> Tensor:
@@ -111,10 +128,16 @@ class _Trace:
                 KnownValuesOnly(MOVE_IT_OUT),
             ):
                 loss = self._explained("forward", lambda: run_loss(self._task, module, batch))
-                self._read_buffers(module, buffers)
+                self._buffers = self._changed(module, buffers)
             tangent = self._add_tangent(loss)
             with self.recorder, functionalization(), self._modules.watch():
                 self._backward(loss, tangent, trainable)
+                for path, number in self._changed(module, buffers).items():
+                    if self._buffers.get(path) != number:
+                        raise CaptureError(
+                            f"The backward runs modules again and so updates {path} twice.",
+                            LEAVE_RECOMPUTATION,
+                        )
 
     def _explained(self, phase: str, run: Callable[[], Any]) -> Any:
         try:
@@ -163,8 +186,9 @@ class _Trace:
             replaced.append(leaf)
         return tree.unflatten(replaced)
 
-    def _read_buffers(self, module: nn.Module, before: Mapping[str, int]) -> None:
-        """Finds the buffers that the forward changed, by writing to them or by assignment."""
+    def _changed(self, module: nn.Module, before: Mapping[str, int]) -> dict[str, int]:
+        """The buffers that were changed by now, by writing to them or by assignment."""
+        changed: dict[str, int] = {}
         after = dict(module.named_buffers())
         for path, number in before.items():
             tensor = after.get(path)
@@ -172,7 +196,8 @@ class _Trace:
                 continue
             now = self.recorder.number_of(from_functional(tensor))
             if now is not None and now != number:
-                self._buffers[path] = now
+                changed[path] = now
+        return changed
 
     def _add_tangent(self, loss: Tensor) -> Tensor:
         number = self.recorder.number_of(from_functional(loss))

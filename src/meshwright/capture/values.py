@@ -23,6 +23,10 @@ _READS = {
 }
 
 
+class NeedsValues(CaptureError):
+    """The user's code reads values that aren't known while capturing."""
+
+
 class KnownValuesOnly(TorchFunctionMode):
     """Within it, a tensor is only read when its values are constants, known from the start.
 
@@ -45,7 +49,7 @@ class KnownValuesOnly(TorchFunctionMode):
             fake = from_functional(args[0])
             if isinstance(fake, FakeTensor):
                 if fake.constant is None:
-                    raise CaptureError(
+                    raise NeedsValues(
                         f"The values of a tensor are read, by {_READS[func]}.", self._remedy
                     )
                 with without_modes():

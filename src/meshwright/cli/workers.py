@@ -7,44 +7,48 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from meshwright.api import Model, Progress, one_device, optimizer_by_name, parallelize
+from meshwright.api import Model, one_device, optimizer_by_name, parallelize
 from meshwright.errors import RunError
-from meshwright.plan.types import Plan
+from meshwright.plan.types import Collective, Plan
 from meshwright.runtime.compare import Comparison, Worst, compare
 from meshwright.runtime.job import Job, Metrics
 from meshwright.runtime.log import MetricsLog
 from meshwright.runtime.measure import Peak, live_tensor_bytes, measure_peak
-from meshwright.runtime.worker import report
+from meshwright.runtime.worker import init_process, report
 from meshwright.task import Task
 from meshwright.zoo.data import batches_for
 from meshwright.zoo.reference import load_task
 
 Payload = Mapping[str, Any]
+Callback = Callable[[dict[str, Any]], None]
 
 # Steps that are not counted in the measured step time: the first compiles and allocates.
 _WARM_UP = 2
 
 
-def train(payload: Payload) -> dict[str, Any]:
+def train(payload: Payload, progress: Callback = report) -> dict[str, Any]:
     """Train `steps` steps, measuring, logging to `run`, and saving where asked.
 
     payload: model, options, plan, steps, seed, optimizer, learning_rate, run,
     and optionally resume (a checkpoint), save_at (steps after which to save),
-    profile_step (a step to trace and measure memory on).
+    save_every (so many steps), save_last, profile_step (a step to trace and
+    measure memory on, the first of this run being 0), device.
     """
     task, job = _job(payload)
     if payload.get("resume"):
         job.load(payload["resume"])
     run = Path(payload["run"])
     batches = _Batches(task, payload["seed"])
-    save_at = set(payload.get("save_at", ()))
+    save_at, every = set(payload.get("save_at", ())), payload.get("save_every")
     profile_step = payload.get("profile_step")
     losses: list[float] = []
     seconds: list[float] = []
+    early: list[float] = []
+    executed: tuple[Collective, ...] = ()
     peak: Peak[Metrics] | None = None
     held = 0
     with MetricsLog(run / "metrics.jsonl", job.comm.rank == 0, bool(payload.get("resume"))) as log:
@@ -53,52 +57,63 @@ def train(payload: Payload) -> dict[str, Any]:
             batch = batches[number]
             job.reset_counts()
             if number - first == profile_step:
+                job.trainer.drop_gradients()  # the profiler doesn't see older memory freed
                 held = state_bytes(job)
                 trace = run / "trace.json" if job.comm.rank == 0 else None
                 peak = measure_peak(lambda: job.step(batch), job.device.type, trace)  # noqa: B023
                 metrics = peak.result
             else:
                 metrics = job.step(batch)
-                if number - first >= _WARM_UP:
-                    seconds.append(metrics.seconds)
+                (seconds if number - first >= _WARM_UP else early).append(metrics.seconds)
+            executed = job.executed()  # before a checkpoint adds its own
             losses.append(metrics.loss)
             log.write(metrics)
-            report({"step": metrics.step, "loss": metrics.loss, "seconds": metrics.seconds,
-                    "tokens_per_s": metrics.tokens_per_s})  # fmt: skip
+            progress({"step": metrics.step, "loss": metrics.loss, "seconds": metrics.seconds,
+                      "tokens_per_s": metrics.tokens_per_s})  # fmt: skip
             if metrics.loss != metrics.loss:
                 raise RunError(
                     f"The loss is not a number after step {metrics.step}.",
                     f"Lower the learning rate, or resume from a checkpoint under {run}.",
                 )
-            if job.step_number in save_at:
+            last = number == first + payload["steps"] - 1
+            if (
+                job.step_number in save_at
+                or (every and job.step_number % every == 0)
+                or (last and payload.get("save_last"))
+            ):
                 job.save(run / "checkpoints" / str(job.step_number))
     return {
         "losses": losses,
         "first_step": first,
-        "step_time_s": statistics.median(seconds) if seconds else None,
+        # Of a run too short to have any other, the last step is the least cold one.
+        "step_time_s": statistics.median(seconds or early[-1:]) if seconds or early else None,
         "peak_memory_bytes": held + peak.peak_bytes if peak else None,
         "memory_curve": _thin([(at, held + size) for at, size in peak.curve]) if peak else [],
-        "executed": [c.model_dump() for c in job.executed()],
+        "executed": [c.model_dump() for c in executed],
         "optimizer_text": type(job.optimizer).__name__,
     }
 
 
-def verify(payload: Payload) -> dict[str, Any]:
+def verify(payload: Payload, progress: Callback = report) -> dict[str, Any]:
     """Compare with one device over `steps` steps, then time and measure some more.
 
-    payload: model, options, plan, steps, seed, optimizer, learning_rate.
+    payload: model, options, plan, steps, seed, optimizer, learning_rate, and
+    optionally measure (False leaves out timing and memory), device.
     """
     plan = Plan.model_validate(payload["plan"])
     task, job = _job(payload)
     batches = _Batches(task, payload["seed"])
     make = optimizer_by_name(payload["optimizer"], payload["learning_rate"])
-    report({"stage": "comparing with one device"})
+    progress({"stage": "comparing with one device"})
     result = compare(
         job,
         lambda: one_device(task, plan, optimizer=make, seed=payload["seed"]),
         (batches[number] for number in range(payload["steps"])),
     )
-    report({"stage": "measuring"})
+    found: dict[str, Any] = {"comparison": None if result is None else comparison_json(result)}
+    if not payload.get("measure", True):
+        return found
+    progress({"stage": "measuring"})
     steps = iter(range(payload["steps"], payload["steps"] + 100))
     job.step(batches[next(steps)])
     seconds: list[float] = []
@@ -108,11 +123,11 @@ def verify(payload: Payload) -> dict[str, Any]:
         job.reset_counts()
         seconds.append(job.step(batch).seconds)
     executed = job.executed()
+    job.trainer.drop_gradients()
     held = state_bytes(job)
     batch = batches[next(steps)]
     peak = measure_peak(lambda: job.step(batch), job.device.type)
-    return {
-        "comparison": None if result is None else comparison_json(result),
+    return found | {
         "executed": [c.model_dump() for c in executed],
         "step_time_s": statistics.median(seconds),
         "peak_memory_bytes": held + peak.peak_bytes,
@@ -136,8 +151,14 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
     }
 
 
+def greet(payload: Payload) -> dict[str, Any]:
+    """Join a run; every worker waits for all others before it ends. For `doctor`."""
+    process = init_process("cpu", timeout_s=payload["timeout_s"])
+    return {"rank": process.rank, "world": process.world}
+
+
 def state_bytes(job: Job) -> int:
-    """Memory of what the job holds between steps, gradients of the last one included."""
+    """Memory of what the job holds: parameters, buffers, optimizer state, gradients if any."""
     trainer = job.trainer
     tensors = [*trainer.parameters.values(), *trainer.buffers.values()]
     tensors += [p.grad for p in trainer.parameters.values() if p.grad is not None]
@@ -160,7 +181,7 @@ class _Batches:
         raise TypeError("batches have no end: index them by step")
 
 
-def _job(payload: Payload, progress: Progress | None = None) -> tuple[Task, Job]:
+def _job(payload: Payload) -> tuple[Task, Job]:
     task = load_task(payload["model"], payload.get("options", {}))
     plan = Plan.model_validate(payload["plan"])
     job = parallelize(
@@ -169,6 +190,7 @@ def _job(payload: Payload, progress: Progress | None = None) -> tuple[Task, Job]
         plan=plan,
         seed=payload["seed"],
         model=Model(task),
+        device=payload.get("device"),
     )
     return task, job
 

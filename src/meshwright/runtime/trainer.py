@@ -88,8 +88,7 @@ class Trainer:
         The gradients of the step before are dropped here and not after it, so
         that they can be read in between.
         """
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self.drop_gradients()
         first = microbatches[0].executable
         state = self._state(first.lowered)
         gathered = first.run("gather", state)
@@ -198,6 +197,10 @@ class Trainer:
             if gradient is not None:
                 gradient.mul_(scale)
         return float(norm)
+
+    def drop_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def gradients(self) -> dict[str, Tensor | None]:
         """Gradients of the last step, local parts by path."""

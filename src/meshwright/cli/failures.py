@@ -1,0 +1,90 @@
+"""What left a command as an exception, as an exit code and words for a person."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from meshwright.cli.output import write_json
+from meshwright.errors import MeshwrightError, RunError
+
+# Its usage errors, which the library that Typer builds on defines.
+_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+_PARSER: type[Exception] = typer.BadParameter.__mro__[2]
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Failure:
+    code: int
+    kind: str
+    message: str
+    remedy: str
+
+
+def failure_of(error: BaseException) -> Failure:
+    if isinstance(error, MeshwrightError):
+        return Failure(error.exit_code, error.kind, error.message, error.remedy)
+    if isinstance(error, _PARSER):
+        return _usage(error)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(INTERRUPTED, "interrupted", "Interrupted.", "")
+    if isinstance(error, typer.Abort):
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            return failure_of(error.__cause__)
+        return failure_of(error.__cause__ or KeyboardInterrupt())
+    text = " ".join(str(error).split())
+    return Failure(
+        1,
+        "bug",
+        f"This is a bug in Meshwright: {type(error).__name__}{': ' if text else ''}{text}",
+        "Run it again with --debug for the traceback, and report that, please.",
+    )
+
+
+def _usage(error: Exception) -> Failure:
+    """The parser's error on one line, with where to read what it accepts."""
+    message = getattr(error, "format_message", lambda: str(error))()
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command_path", None) or "meshwright"
+    return Failure(2, "usage", " ".join(lines), f"Run `{command} --help` to see what it takes.")
+
+
+def asks_for_help(error: BaseException) -> str:
+    """The help that the parser raises when a command got no words at all; else empty."""
+    if type(error).__name__ == "NoArgsIsHelpError" and isinstance(error, _USAGE):
+        return str(error)
+    return ""
+
+
+def tell(failure: Failure, as_json: bool) -> None:
+    if as_json:
+        words = {"kind": failure.kind, "message": failure.message, "remedy": failure.remedy}
+        write_json({"error": words})
+        return
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        # Whole lines, for whoever searches a log.
+        console.print(Text(f"Error: {failure.message}"), soft_wrap=True)
+        if failure.remedy:
+            console.print(Text(f"       {failure.remedy}"), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text("Error", style="bold red"), Text(failure.message))
+    if failure.remedy:
+        grid.add_row("", Text(failure.remedy, style="cyan"))
+    console.print(grid)
+
+
+def is_mine_to_tell(error: BaseException) -> bool:
+    """Of the processes of a `torchrun`, the first tells what all of them find out alike."""
+    rank = os.environ.get("RANK", "0")
+    alike = isinstance(error, MeshwrightError) and not isinstance(error, RunError)
+    return rank == "0" or not (alike or isinstance(error, _PARSER))

@@ -1,0 +1,98 @@
+"""Arguments that several commands share, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_MODEL, _PLANNING, _OUTPUT = "The model", "Planning", "Output"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="zoo:NAME, hf:CONFIG, FILE.py:FACTORY or MODULE:FACTORY.",
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", "-o", metavar="KEY=VALUE", help="An option of the model; repeatable.",
+        rich_help_panel=_MODEL,
+    ),
+]  # fmt: skip
+GlobalBatch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Examples in a step; an option of the model.", rich_help_panel=_MODEL),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of parameters, data and random ops.")]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Of the optimizer.", show_default="by optimizer")
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLUSTER", show_default="local:4", rich_help_panel=_PLANNING,
+        help="local:N, HOSTSxDEVICES:KIND as in 16x8:h100-sxm, or a JSON file.",
+    ),
+]  # fmt: skip
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STRATEGY", show_default="auto", rich_help_panel=_PLANNING,
+        help="auto, or parts as in data=2,tensor=2,zero=1.",
+    ),
+]  # fmt: skip
+Microbatches = Annotated[
+    int | None,
+    typer.Option(min=1, help="Cut the global batch into so many.", rich_help_panel=_PLANNING),
+]
+ClipNorm = Annotated[
+    float | None,
+    typer.Option(help="Bound on the gradients' global norm.", rich_help_panel=_PLANNING),
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", show_default="adamw", rich_help_panel=_PLANNING,
+        help="sgd, sgd-momentum, adam, adamw, adagrad or rmsprop.",
+    ),
+]  # fmt: skip
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", rich_help_panel=_PLANNING,
+        help="What `calibrate` measured here, for a local cluster.",
+    ),
+]  # fmt: skip
+NoCalibrate = Annotated[
+    bool,
+    typer.Option(
+        "--no-calibrate", rich_help_panel=_PLANNING,
+        help="Predict from the built-in profile of a CPU.",
+    ),
+]  # fmt: skip
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan", metavar="FILE", rich_help_panel=_PLANNING, help="Use this plan, search for none."
+    ),
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", metavar="DIR", show_default="runs/MODEL-TIME", help="What the run writes goes here."
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object and nothing else.", rich_help_panel=_OUTPUT
+    ),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks of errors.", rich_help_panel=_OUTPUT)
+]

@@ -1,0 +1,180 @@
+"""Plans, predictions and measurements on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from meshwright.plan.text import nbytes, seconds
+from meshwright.plan.types import Collective, Plan, Prediction
+from meshwright.report.units import deviation
+
+MOST_ROWS = 8
+
+
+def heading(text: str) -> RenderableType:
+    return Text(f"\n{text}", style="bold")
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> RenderableType:
+    """Names and values in two columns."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    for name, value in rows:
+        grid.add_row(name, Text(value))
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
+    """A plain table; columns in `right` hold numbers, those in `wrap` may take several lines."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim")
+    for column in columns:
+        made.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column not in wrap,
+            overflow="fold" if column in wrap else "ellipsis",
+        )
+    return made
+
+
+def indented(item: RenderableType) -> RenderableType:
+    return Padding(item, (0, 0, 0, 2), expand=False)
+
+
+def mesh_text(mesh: Mapping[str, int]) -> str:
+    return " x ".join(f"{name} {size}" for name, size in mesh.items()) or "one device"
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """The plan in short: figures, why, collectives, what else was considered."""
+    predicted = plan.predicted
+    cut = f" in {plan.microbatches} microbatches" if plan.microbatches > 1 else ""
+    rows = [
+        ("mesh", mesh_text(plan.mesh)),
+        ("global batch", f"{plan.global_batch}{cut}"),
+        (
+            "step time",
+            f"{seconds(predicted.step_time_s)}: {seconds(predicted.compute_s)} computing, "
+            f"{seconds(predicted.communication_s)} communicating",
+        ),
+        ("peak memory", f"{nbytes(predicted.peak_memory_bytes)} a device"),
+    ]
+    if predicted.tokens_per_s is not None:
+        rows.append(("throughput", f"{predicted.tokens_per_s:,.0f} tokens/s"))
+    if predicted.mfu is not None:
+        rows.append(("model FLOPs", f"{predicted.mfu:.1%} of the devices' peak"))
+    rows.append(
+        (
+            "planned in",
+            f"{seconds(plan.capture_s)} capture, {seconds(plan.search_s)} search, "
+            f"{seconds(plan.lower_s)} lowering",
+        )
+    )
+    parts: list[RenderableType] = [
+        Text.assemble((plan.model, "bold"), ": ", (plan.strategy, "bold green"),
+                      f" on {plan.cluster}"),
+        Text(plan.why),
+        Text(),
+        facts(rows),
+        heading("Collectives per device and step"),
+        indented(collectives(predicted.collectives)),
+    ]  # fmt: skip
+    if plan.alternatives:
+        parts += [heading("Candidates"), indented(candidates(plan))]
+    return Group(*parts)
+
+
+def collectives(
+    planned: Sequence[Collective], executed: Sequence[Collective] | None = None
+) -> RenderableType:
+    """Kinds, counts and bytes; where they ran, planned beside executed."""
+    if not planned and not executed:
+        return Text("none")
+    if executed is None:
+        made = table("kind", "axis", "count", "bytes", right=("count", "bytes"))
+        for item in planned:
+            made.add_row(item.kind, item.axis, str(item.count), nbytes(item.bytes))
+        return made
+    made = table(
+        "kind", "axis", "planned", "executed", "bytes planned", "executed bytes", "",
+        right=("planned", "executed", "bytes planned", "executed bytes"),
+    )  # fmt: skip
+    before = {(c.kind, c.axis): c for c in planned}
+    after = {(c.kind, c.axis): c for c in executed}
+    for key in sorted({*before, *after}):
+        mine, ran = before.get(key), after.get(key)
+        same = mine == ran
+        made.add_row(
+            *key,
+            str(mine.count) if mine else "0", str(ran.count) if ran else "0",
+            nbytes(mine.bytes) if mine else "0 B", nbytes(ran.bytes) if ran else "0 B",
+            "[green]same[/]" if same else "[red]differs[/]",
+        )  # fmt: skip
+    return made
+
+
+def candidates(plan: Plan) -> Table:
+    """The chosen candidate first, then the best of the others."""
+    made = table(
+        "", "strategy", "step time", "peak memory", "collectives", "bytes", "note",
+        right=("step time", "peak memory", "collectives", "bytes"), wrap=("strategy", "note"),
+    )  # fmt: skip
+    rows: list[tuple[str, Prediction, str]] = [(plan.strategy, plan.predicted, "")]
+    rows += [
+        (other.strategy, other, other.note or ("" if other.fits else "does not fit"))
+        for other in plan.alternatives[:MOST_ROWS]
+    ]
+    for index, (name, predicted, note) in enumerate(rows):
+        made.add_row(
+            "" if index else "*", escape(name), *prediction_cells(predicted), escape(note),
+            style="" if index else "bold",
+        )  # fmt: skip
+    return made
+
+
+def prediction_cells(predicted: Prediction) -> tuple[str, str, str, str]:
+    """Step time, peak memory, number and bytes of collectives."""
+    return (
+        seconds(predicted.step_time_s),
+        nbytes(predicted.peak_memory_bytes),
+        str(sum(item.count for item in predicted.collectives)),
+        nbytes(sum(item.bytes for item in predicted.collectives)),
+    )
+
+
+def beside(summary: Mapping[str, Any]) -> RenderableType:
+    """Predicted beside measured: step time and peak memory."""
+    made = table(
+        "", "predicted", "measured", "deviation", right=("predicted", "measured", "deviation")
+    )
+    for name, key, text in (
+        ("step time", "step_time_s", seconds),
+        ("peak memory a device", "peak_memory_bytes", nbytes),
+    ):
+        predicted, measured = summary[key]["predicted"], summary[key]["measured"]
+        made.add_row(
+            name,
+            text(predicted),
+            "-" if measured is None else text(measured),
+            "-" if measured is None else deviation(measured, predicted),
+        )
+    return made
+
+
+def parts(sizes: Mapping[str, int]) -> Table:
+    """What a peak of memory is made of, the largest first."""
+    made = table("part", "bytes", "share", right=("bytes", "share"))
+    total = sum(sizes.values()) or 1
+    for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        if size:
+            made.add_row(escape(name), nbytes(size), f"{size / total:.0%}")
+    return made
