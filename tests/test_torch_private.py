@@ -156,6 +156,12 @@ def test_truncated_normal_runs_the_code_that_is_looked_for() -> None:
     assert taken == {"mean": 0.5, "std": 2.0, "a": -1.0, "b": 3.0, "generator": None}
 
 
+def test_libraries_are_told_not_to_look_at_values() -> None:
+    with private.compiling():
+        assert torch.compiler.is_compiling()
+    assert not torch.compiler.is_compiling()
+
+
 def test_recurrence_is_unfused() -> None:
     lstm = nn.LSTM(4, 4)
     with private.unfused_recurrence(), Seen() as seen:

@@ -43,6 +43,11 @@ CASES: dict[str, Callable[[], Task]] = {
         models.square,
         noise(2, 5, 8),
     ),
+    "instance-norm": lambda: Task(
+        lambda: nn.Sequential(nn.InstanceNorm1d(3, affine=True, track_running_stats=True)),
+        models.square,
+        noise(2, 3, 8),
+    ),
     "weight-norm": lambda: Task(
         lambda: nn.Sequential(weight_norm(nn.Linear(8, 8)), nn.Tanh()), models.square, noise(4, 8)
     ),

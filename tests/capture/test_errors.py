@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from meshwright.capture import capture
 from meshwright.errors import CaptureError, ModelError
@@ -123,6 +124,33 @@ def test_a_model_without_a_loss() -> None:
 def test_nothing_to_train() -> None:
     error = caught(Task(models.MLP().requires_grad_(False), models.square, torch.randn(4, 8)))
     assert "no parameter that requires a gradient" in error.message
+
+
+class Recomputed(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, self.linear(x), use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (lambda: nn.Sequential(nn.Dropout(0.1), nn.Tanh()), "draws random numbers again"),
+        (
+            lambda: nn.Sequential(nn.BatchNorm1d(8), nn.Tanh()),
+            r"updates inner.0.running_mean twice",
+        ),
+    ],
+)
+def test_recomputation_that_would_differ(inner: Any, message: str) -> None:
+    task = Task(lambda: Recomputed(inner()), models.square, torch.randn(4, 8))
+    error = caught(task)
+    assert message in error.message
+    assert "checkpoint" in error.remedy
 
 
 def test_an_empty_batch() -> None:

@@ -3,9 +3,13 @@
     Task ──blueprint──▶ Blueprint (fakes, and how to make the weights)
          ──capture────▶ Captured  (Program, constants, batch structure)
 
-`blueprint.py` and below it `tape.py`, `replay.py`, `meta.py`, `copying.py` build
-models without memory; `trace.py` runs the step, `recorder.py` records it and
-`assemble.py` makes it a Program; `interpret.py` runs a Program op by op.
+Building without memory, `blueprint.py`: `construction.py` records what a callable
+does as a `tape.py`, `replay.py` and `execution.py` do it for real; `copying.py`
+and `meta.py` are for modules that are there already.
+
+Capturing, `trace.py`: `recorder.py` records the ops of the step, with `state.py`
+putting tensors in the module's place and `location.py` telling where an op comes
+from; `assemble.py` makes it a Program. `interpret.py` runs one op by op.
 """
 
 from meshwright.capture.batch import BatchSpec

@@ -15,10 +15,12 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from meshwright.capture.construction import BUILD_IT_YOURSELF, TapeRecorder
 from meshwright.capture.copying import copy_with_fakes
+from meshwright.capture.execution import Keep
 from meshwright.capture.meta import MetaValues
-from meshwright.capture.replay import Keep, Replay, constant_value
-from meshwright.capture.tape import BUILD_IT_YOURSELF, TapeRecorder, View
+from meshwright.capture.replay import Replay, constant_value
+from meshwright.capture.tape import View
 from meshwright.errors import CaptureError, MeshwrightError, ModelError
 from meshwright.torch_private import (
     DataDependentOutputException,

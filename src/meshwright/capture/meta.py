@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from meshwright.capture.replay import Keep
+from meshwright.capture.execution import Keep
 from meshwright.errors import CaptureError
 
 
