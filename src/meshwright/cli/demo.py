@@ -31,7 +31,7 @@ from meshwright.zoo.data import batches_for
 from meshwright.zoo.reference import load_task
 
 MODEL = "zoo:gpt"
-OPTIMIZER, LEARNING_RATE = "adamw", 5e-4
+OPTIMIZER, LEARNING_RATE = "adamw", 3e-4
 OPTIONS = {"global_batch": "8"}
 COMPARED_STEPS = 10
 SAVED_BEFORE_END = 10  # steps between the checkpoint and the end of the run
@@ -171,8 +171,7 @@ def _summary(
 ) -> dict[str, Any]:
     losses = trained["losses"]
     apart = [
-        abs(mine - one) / abs(one)
-        for mine, one in zip(losses[: len(alone)], alone, strict=True)
+        abs(mine - one) / abs(one) for mine, one in zip(losses[: len(alone)], alone, strict=True)
     ]
     worst = dict(verified["worst"])
     step = max(range(len(apart)), key=lambda k: apart[k])
