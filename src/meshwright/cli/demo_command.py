@@ -9,6 +9,7 @@ import typer
 
 from meshwright.cli import options as given
 from meshwright.cli.output import Output
+from meshwright.errors import UsageError
 
 
 def demo(
@@ -26,10 +27,11 @@ def demo(
     debug: given.Debug = False,
 ) -> None:
     """Plan, train, compare and resume a small GPT on this machine, every claim checked."""
-    from meshwright.cli.prepare import check_local, parse_options
+    from meshwright.cli.prepare import local_cluster, parse_options
 
     with Output(json) as out:
-        check_local(cluster)
+        local_cluster(cluster)
+        _check_replaceable(run)
         options = parse_options(option or (), None)
         from meshwright.cli.demo import run_demo
 
@@ -39,3 +41,14 @@ def demo(
                 options=options, console=out.err if json else out.out,
             )
         )  # fmt: skip
+
+
+def _check_replaceable(run: Path) -> None:
+    """Only a run's folder, or an empty one, is replaced."""
+    if run.is_dir() and any(run.iterdir()) and not (run / "plan.json").is_file():
+        raise UsageError(
+            f"The folder {run} holds files that are no run's, and the demo replaces its folder.",
+            "Name another with --run DIR.",
+        )
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file.", "Name a folder with --run DIR.")

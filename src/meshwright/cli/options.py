@@ -84,14 +84,15 @@ PlanFile = Annotated[
 RunDir = Annotated[
     Path | None,
     typer.Option(
-        "--run", metavar="DIR", show_default="runs/MODEL-TIME", help="What the run writes goes here."
+        "--run",
+        metavar="DIR",
+        show_default="runs/MODEL-TIME",
+        help="What the run writes goes here.",
     ),
 ]
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", help="Print one JSON object and nothing else.", rich_help_panel=_OUTPUT
-    ),
+    typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=_OUTPUT),
 ]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks of errors.", rich_help_panel=_OUTPUT)

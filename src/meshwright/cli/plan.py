@@ -16,7 +16,8 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="[MODEL]", show_default=False,
+            metavar="[MODEL]",
+            show_default=False,
             help="zoo:NAME, hf:CONFIG, FILE.py:FACTORY or MODULE:FACTORY.",
         ),
     ] = "",
@@ -86,8 +87,7 @@ def _show_difference(first: Path, second: Path, as_json: bool) -> None:
             {
                 "same": not differences,
                 "differences": [
-                    {"field": d.field, "a": d.first_value, "b": d.second_value}
-                    for d in differences
+                    {"field": d.field, "a": d.first_value, "b": d.second_value} for d in differences
                 ],
             }
         )

@@ -18,7 +18,7 @@ from meshwright.cli.profiles import local_profile
 from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.profile_file import load_profile
 from meshwright.cluster.types import Cluster, Profile
-from meshwright.errors import ModelError, PlanError, UsageError
+from meshwright.errors import ClusterError, ModelError, PlanError, UsageError
 from meshwright.plan.check import check_devices, check_plan
 from meshwright.plan.file import load_plan
 from meshwright.plan.types import Plan
@@ -218,6 +218,19 @@ def _check_size(cluster: Cluster, world: World | None) -> None:
             f"process{'es' if world.size > 1 else ''}.",
             f"Start {cluster.size} processes, or give a cluster of {world.size}.",
         )
+    _check_cores(cluster)
+
+
+def local_cluster(text: str) -> Cluster:
+    """The cluster `local:N`; raises ClusterError for another kind."""
+    cluster = parse_cluster(text)
+    if not is_local(text):
+        raise ClusterError(f"The cluster {text} is not this machine.", "Give local:N.")
+    _check_cores(cluster)
+    return cluster
+
+
+def _check_cores(cluster: Cluster) -> None:
     cores = os.cpu_count() or 1
     if is_local(cluster.text) and cluster.size > MOST_PROCESSES_A_CORE * cores:
         raise UsageError(
@@ -235,4 +248,3 @@ def _check_batch(given: Plan, global_batch: int) -> None:
             f"Give the model that batch, as in --global-batch {given.global_batch} for one of the "
             "zoo, or make a new plan.",
         )
-

@@ -98,9 +98,7 @@ def run_workers(
     if torchrun_world() is None:
         from meshwright.runtime.launch import launch
 
-        return launch(
-            f"meshwright.cli.workers:{name}", payload, processes, run, progress=progress
-        )
+        return launch(f"meshwright.cli.workers:{name}", payload, processes, run, progress=progress)
     from meshwright.cli import workers
     from meshwright.runtime.worker import close_process
 

@@ -30,12 +30,15 @@ def facts(rows: Iterable[tuple[str, str]]) -> RenderableType:
     grid.add_column()
     for name, value in rows:
         grid.add_row(name, Text(value))
-    return Padding(grid, (0, 0, 0, 2))
+    return indented(grid)
 
 
 def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
     """A plain table; columns in `right` hold numbers, those in `wrap` may take several lines."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim")
+    made = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True,
+        padding=(0, 2, 0, 0), header_style="dim",
+    )  # fmt: skip
     for column in columns:
         made.add_column(
             column,
@@ -124,21 +127,27 @@ def collectives(
 
 def candidates(plan: Plan) -> Table:
     """The chosen candidate first, then the best of the others."""
-    made = table(
-        "", "strategy", "step time", "peak memory", "collectives", "bytes", "note",
-        right=("step time", "peak memory", "collectives", "bytes"), wrap=("strategy", "note"),
-    )  # fmt: skip
     rows: list[tuple[str, Prediction, str]] = [(plan.strategy, plan.predicted, "")]
     rows += [
         (other.strategy, other, other.note or ("" if other.fits else "does not fit"))
         for other in plan.alternatives[:MOST_ROWS]
     ]
+    noted = any(note for _, _, note in rows)
+    made = predictions(*(["note"] if noted else []))
     for index, (name, predicted, note) in enumerate(rows):
         made.add_row(
-            "" if index else "*", escape(name), *prediction_cells(predicted), escape(note),
-            style="" if index else "bold",
+            "" if index else "*", escape(name), *prediction_cells(predicted),
+            *([escape(note)] if noted else []), style="" if index else "bold",
         )  # fmt: skip
     return made
+
+
+def predictions(*more: str) -> Table:
+    """A table for strategies with their `prediction_cells`."""
+    return table(
+        "", "strategy", "step time", "peak memory", "coll.", "bytes", *more,
+        right=("step time", "peak memory", "coll.", "bytes"), wrap=more,
+    )  # fmt: skip
 
 
 def prediction_cells(predicted: Prediction) -> tuple[str, str, str, str]:
