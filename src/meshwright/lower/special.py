@@ -13,6 +13,7 @@ from typing import cast
 from meshwright.layout.types import REPLICATED, Layout, Reduce, Split
 from meshwright.lower.builder import Builder
 from meshwright.program.types import Argument, Op, Ref
+from meshwright.rules.losses import REDUCTION_POSITION, SUM
 from meshwright.rules.types import FactorCut, OpRule
 
 
@@ -149,11 +150,8 @@ def global_mean(site: Site) -> tuple[str | None, ...]:
     if site.op.target.startswith("aten.mean"):
         name = "aten.sum.dim_IntList" if ".dim" in site.op.target else "aten.sum.default"
         args = (site.operand(0), *site.op.args[1:])
-    else:  # a loss whose last argument is its reduction, 2 being the sum
-        name = site.op.target
-        position = {"aten.mse_loss.default": 2}.get(name, 4)
-        padded = (*site.op.args, *[None] * (position - len(site.op.args)))
-        args = (site.operand(0), site.operand(1), *padded[2:position], 2)
+    else:
+        name, args = site.op.target, _as_sum(site)
     total = site.emit(name, args, shape, layout, site.dtypes[0], site.op.kwargs)
     made = site.emit("aten.div.Scalar", (total, count), shape, layout, site.dtypes[0])
     return (made.name,)
@@ -165,10 +163,18 @@ def global_mean_backward(site: Site) -> tuple[str | None, ...]:
     count = 1
     for size in site.shape(site.operand(1)):
         count *= size
-    made = site.emit(
-        site.op.target, (site.operand(0), site.operand(1), site.operand(2), 2), shape, layout
-    )
+    made = site.emit(site.op.target, _as_sum(site), shape, layout, None, site.op.kwargs)
     return (site.emit("aten.div.Scalar", (made, count), shape, layout).name,)
+
+
+def _as_sum(site: Site) -> tuple[Argument, ...]:
+    """The arguments of a loss or its gradient with the reduction turned into a sum."""
+    position = REDUCTION_POSITION[site.op.target]
+    operands = iter(site.operands)
+    args = [Ref(next(operands)) if isinstance(a, Ref) else a for a in site.op.args]
+    args += [None] * (position + 1 - len(args))
+    args[position] = SUM
+    return tuple(args)
 
 
 def softmax_across(site: Site) -> tuple[str | None, ...]:

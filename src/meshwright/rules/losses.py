@@ -51,50 +51,46 @@ def nll_loss_backward(call: Call) -> OpRule:
     )
 
 
-@rule("aten.mse_loss.default")
-def mse_loss(call: Call) -> OpRule:
-    """(input, target, reduction)."""
+# Where the reduction stands among the arguments of losses of two tensors of one shape
+# (with optional weights that broadcast), and of their gradients.
+REDUCTION_POSITION = {
+    "aten.mse_loss.default": 2,
+    "aten.smooth_l1_loss.default": 2,
+    "aten.huber_loss.default": 2,
+    "aten.soft_margin_loss.default": 2,
+    "aten.binary_cross_entropy.default": 3,
+    "aten.binary_cross_entropy_with_logits.default": 4,
+    "aten.mse_loss_backward.default": 3,
+    "aten.smooth_l1_loss_backward.default": 3,
+    "aten.huber_loss_backward.default": 3,
+    "aten.soft_margin_loss_backward.default": 3,
+    "aten.binary_cross_entropy_backward.default": 4,
+}
+
+
+@rule(*(name for name in REDUCTION_POSITION if "backward" not in name))
+def elementwise_loss(call: Call) -> OpRule:
+    """(input, target, weights?, reduction, …): a mean over a cut dim needs the global count."""
     names = letters(len(call.shapes[0]))
-    reduction = call.arg(2, "reduction", MEAN)
+    reduction = call.arg(REDUCTION_POSITION[call.op.target], "reduction", MEAN)
+    operands = [names[len(names) - len(shape) :] for shape in call.shapes]
     return einsum(
-        f"{names},{names}->" + (names if reduction == NONE else ""),
+        ",".join(operands) + "->" + (names if reduction == NONE else ""),
         call.shapes,
         call.results,
-        special=dict.fromkeys(names, "global_mean") if reduction == MEAN else None,
+        special={name: "global_mean" for name in names} if reduction == MEAN else None,
     )
 
 
-@rule("aten.mse_loss_backward.default")
-def mse_loss_backward(call: Call) -> OpRule:
-    """(grad, input, target, reduction): a mean's gradient divides by the global count."""
+@rule(*(name for name in REDUCTION_POSITION if "backward" in name))
+def elementwise_loss_backward(call: Call) -> OpRule:
+    """(grad, input, target, weight?, reduction, …): a mean's gradient divides by that count."""
     names = letters(len(call.shapes[1]))
-    reduction = call.integer(3, "reduction")
-    gradient = names if len(call.shapes[0]) == len(names) else ""
+    reduction = call.arg(REDUCTION_POSITION[call.op.target], "reduction", MEAN)
+    operands = [names[len(names) - len(shape) :] for shape in call.shapes]
     return einsum(
-        f"{gradient},{names},{names}->{names}",
+        ",".join(operands) + f"->{names}",
         call.shapes,
         call.results,
-        special=dict.fromkeys(names, "global_mean_backward") if reduction == MEAN else None,
-    )
-
-
-@rule("aten.binary_cross_entropy_with_logits.default")
-def bce_with_logits(call: Call) -> OpRule:
-    """(input, target, weight?, pos_weight?, reduction)."""
-    names = letters(len(call.shapes[0]))
-    if len(call.shapes) != 2:
-        return einsum(
-            ",".join(names[len(names) - len(shape) :] for shape in call.shapes)
-            + "->"
-            + (names if call.arg(4, "reduction", MEAN) == NONE else ""),
-            call.shapes,
-            call.results,
-            fixed=names,
-        )
-    reduction = call.arg(4, "reduction", MEAN)
-    return einsum(
-        f"{names},{names}->" + (names if reduction == NONE else ""),
-        call.shapes,
-        call.results,
-        special=dict.fromkeys(names, "global_mean") if reduction == MEAN else None,
+        special={name: "global_mean_backward" for name in names} if reduction == MEAN else None,
     )

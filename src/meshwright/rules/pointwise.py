@@ -9,14 +9,19 @@ from meshwright.rules.types import OpRule
 _UNARY = (
     "abs bitwise_not ceil clone contiguous cos elu erf exp expm1 floor gelu hardswish hardtanh "
     "isnan leaky_relu log log1p log2 logical_not reciprocal relu round rsqrt sigmoid sign silu "
-    "sin softplus sqrt tanh zeros_like ones_like mish hardsigmoid isinf isfinite tan square erfinv"
+    "sin softplus sqrt tanh zeros_like ones_like mish hardsigmoid isinf isfinite tan square erfinv sgn "
+    "log10 erfc sinh cosh asin acos atan asinh acosh atanh lgamma digamma nan_to_num frac trunc "
+    "hardshrink softshrink signbit sinc logit positive angle"
 )
-_BINARY_TENSOR = "mul div eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor remainder fmod"
+_BINARY_TENSOR = (
+    "mul div xlogy fmod copysign eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor remainder"
+)
 _BINARY_PLAIN = (
     "maximum minimum logical_and logical_or atan2 gelu_backward sigmoid_backward tanh_backward "
     "threshold_backward silu_backward leaky_relu_backward elu_backward hardtanh_backward "
     "hardswish_backward softplus_backward native_dropout_backward mish_backward lerp "
     "addcmul addcdiv hardsigmoid_backward "
+    "logaddexp hypot heaviside hardshrink_backward softshrink_backward logit_backward "
 )
 _SCALAR = "eq ne lt le gt ge remainder bitwise_and bitwise_or rsub"
 
