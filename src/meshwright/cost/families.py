@@ -52,7 +52,8 @@ _NAMES: dict[Family, str] = {
         rsqrt square sub subtract threshold threshold_backward true_divide trunc where
         _prelu_kernel _prelu_kernel_backward prelu glu glu_backward complex
         mse_loss mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss
-        huber_loss_backward l1_loss binary_cross_entropy binary_cross_entropy_backward
+        huber_loss_backward l1_loss soft_margin_loss soft_margin_loss_backward
+        binary_cross_entropy binary_cross_entropy_backward
         isclose isin triu tril rrelu _conj_physical
         __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__
         __irshift__""",

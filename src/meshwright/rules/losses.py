@@ -78,7 +78,7 @@ def elementwise_loss(call: Call) -> OpRule:
         ",".join(operands) + "->" + (names if reduction == NONE else ""),
         call.shapes,
         call.results,
-        special={name: "global_mean" for name in names} if reduction == MEAN else None,
+        special=dict.fromkeys(names, "global_mean") if reduction == MEAN else None,
     )
 
 
@@ -92,5 +92,5 @@ def elementwise_loss_backward(call: Call) -> OpRule:
         ",".join(operands) + f"->{names}",
         call.shapes,
         call.results,
-        special={name: "global_mean_backward" for name in names} if reduction == MEAN else None,
+        special=dict.fromkeys(names, "global_mean_backward") if reduction == MEAN else None,
     )

@@ -9,8 +9,8 @@ from meshwright.rules.types import OpRule
 _UNARY = (
     "abs bitwise_not ceil clone contiguous cos elu erf exp expm1 floor gelu hardswish hardtanh "
     "isnan leaky_relu log log1p log2 logical_not reciprocal relu round rsqrt sigmoid sign silu "
-    "sin softplus sqrt tanh zeros_like ones_like mish hardsigmoid isinf isfinite tan square erfinv sgn "
-    "log10 erfc sinh cosh asin acos atan asinh acosh atanh lgamma digamma nan_to_num frac trunc "
+    "sin softplus sqrt tanh zeros_like ones_like mish hardsigmoid isinf isfinite tan square erfinv "
+    "sgn log10 erfc sinh cosh asin acos atan asinh acosh atanh lgamma digamma nan_to_num frac trunc "
     "hardshrink softshrink signbit sinc logit positive angle"
 )
 _BINARY_TENSOR = (
@@ -19,7 +19,7 @@ _BINARY_TENSOR = (
 _BINARY_PLAIN = (
     "maximum minimum logical_and logical_or atan2 gelu_backward sigmoid_backward tanh_backward "
     "threshold_backward silu_backward leaky_relu_backward elu_backward hardtanh_backward "
-    "hardswish_backward softplus_backward native_dropout_backward mish_backward lerp "
+    "hardswish_backward softplus_backward native_dropout_backward mish_backward "
     "addcmul addcdiv hardsigmoid_backward "
     "logaddexp hypot heaviside hardshrink_backward softshrink_backward logit_backward "
 )
@@ -50,10 +50,12 @@ def _names(text: str, overload: str) -> tuple[str, ...]:
     "aten.masked_fill.Scalar",
     "aten.masked_fill.Tensor",
     "aten.lerp.Scalar",
+    "aten.lerp.Tensor",
     "aten.full_like.default",
     "aten.empty_like.default",
     "aten.copy.default",
-    "aten.prelu.default",
+    "aten._prelu_kernel.default",
+    "aten._prelu_kernel_backward.default",
 )
 def pointwise(call: Call) -> OpRule:
     return broadcast(call.shapes, call.results)
