@@ -102,13 +102,15 @@ def _show(
             reasons.append(f"{name}: {item.message}")
             rows.add_row("", escape(name), "-", "-", "-", "-", style="dim")
             continue
-        shown = f"auto: {item.strategy}" if name == "auto" else name
         rows.add_row(
-            "*" if name == best else "", escape(shown), *prediction_cells(item.predicted),
+            "*" if name == best else "", escape(name), *prediction_cells(item.predicted),
             style="bold green" if name == best else "",
         )  # fmt: skip
     out.print(heading(title), indented(rows))
     if best is not None:
         out.print("  * predicted fastest")
+    auto = found["auto"]
+    if not isinstance(auto, MeshwrightError):
+        out.print(f"  auto chose {escape(auto.strategy)}")
     for reason in reasons:
         out.print(f"  {escape(reason)}")

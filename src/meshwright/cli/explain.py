@@ -80,7 +80,10 @@ def _value(plan: Plan, name: str, out: Output) -> dict[str, Any]:
     found = lies(plan, name)
     rows = [("cut", f"{cut} over {axis}") for axis, _, cut in found.cuts]
     rows += [
-        ("goes with", f"{item.value}, {cut_text(item)} of which is cut over {item.axis}")
+        (
+            "goes with",
+            f"{item.value}, {cut_text(item.dim, item.outer, item.extent)} of which is cut over {item.axis}",
+        )
         for item in found.goes_with
     ]
     if found.kept is not None:

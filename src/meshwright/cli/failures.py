@@ -13,8 +13,7 @@ from rich.text import Text
 from meshwright.cli.output import write_json
 from meshwright.errors import MeshwrightError, RunError
 
-# Its usage errors, which the library that Typer builds on defines.
-_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+# The root of the parser's own errors, which the library beneath Typer defines.
 _PARSER: type[Exception] = typer.BadParameter.__mro__[2]
 
 INTERRUPTED = 130
@@ -57,11 +56,9 @@ def _usage(error: Exception) -> Failure:
     return Failure(2, "usage", " ".join(lines), f"Run `{command} --help` to see what it takes.")
 
 
-def asks_for_help(error: BaseException) -> str:
-    """The help that the parser raises when a command got no words at all; else empty."""
-    if type(error).__name__ == "NoArgsIsHelpError" and isinstance(error, _USAGE):
-        return str(error)
-    return ""
+def has_shown_help(error: BaseException) -> bool:
+    """Whether the parser got no words at all, and has printed its help."""
+    return isinstance(error, _PARSER) and type(error).__name__ == "NoArgsIsHelpError"
 
 
 def tell(failure: Failure, as_json: bool) -> None:

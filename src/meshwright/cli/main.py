@@ -7,6 +7,7 @@ Nothing here, nor what a command's file imports at its top, imports PyTorch:
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import sys
 import traceback
@@ -21,7 +22,7 @@ from meshwright.cli.compare import compare
 from meshwright.cli.demo_command import demo
 from meshwright.cli.doctor import doctor
 from meshwright.cli.explain import explain
-from meshwright.cli.failures import asks_for_help, failure_of, is_mine_to_tell, tell
+from meshwright.cli.failures import failure_of, has_shown_help, is_mine_to_tell, tell
 from meshwright.cli.plan import plan
 from meshwright.cli.report import report
 from meshwright.cli.simulate import simulate
@@ -70,6 +71,9 @@ def run(words: Sequence[str]) -> int:
     """Run the command that `words` spell; its exit code."""
     flags = set(itertools.takewhile(lambda word: word != "--", words))
     command = typer.main.get_command(_application())
+    if "--debug" not in flags:
+        # PyTorch logs a traceback of what it then raises, and the error says it better.
+        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL + 1)
     try:
         code = command.main(args=list(words), prog_name="meshwright", standalone_mode=False)
         sys.stdout.flush()
@@ -79,9 +83,7 @@ def run(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        help_text = asks_for_help(error)
-        if help_text:
-            sys.stderr.write(help_text + "\n")
+        if has_shown_help(error):
             return 2
         failure = failure_of(error)
         if "--debug" in flags:

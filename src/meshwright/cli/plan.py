@@ -73,15 +73,16 @@ def _show_difference(first: Path, second: Path, as_json: bool) -> None:
     from rich.markup import escape
 
     from meshwright.cli.show import table
-    from meshwright.plan.diff import diff_plans
+    from meshwright.plan.diff import diff_plans, grouped
     from meshwright.plan.file import load_plan
 
     with Output(as_json) as out:
         differences = diff_plans(load_plan(first), load_plan(second))
         shown = table("field", first.name, f"{second.name} ", wrap=(first.name, f"{second.name} "))
         shown.columns[0].overflow, shown.columns[0].no_wrap = "fold", False
-        for item in differences:
-            shown.add_row(escape(item.field), escape(item.first), escape(item.second))
+        shown.columns[0].min_width = 40
+        for row in grouped(differences):
+            shown.add_row(*(escape(cell) for cell in row))
         out.print(shown if differences else "The plans are the same.")
         out.emit(
             {

@@ -101,7 +101,7 @@ def prepare(request: Request, out: Output, *, optimizer: str = "adamw", measure:
         task = load_model(request.model, options)
         model = Model(task)
     if given is not None:
-        _check_batch(given, model.global_batch)
+        _check_batch(given, task.name, model.global_batch)
     profile = load_profile(request.profile) if request.profile else None
     if profile is None and is_local(cluster.text) and not request.no_calibrate and world is None:
         profile = local_profile(cluster.size, out, measure and given is None, fallback)
@@ -240,11 +240,13 @@ def _check_cores(cluster: Cluster) -> None:
         )
 
 
-def _check_batch(given: Plan, global_batch: int) -> None:
-    if given.global_batch != global_batch:
-        raise PlanError(
-            f"The plan is for a global batch of {given.global_batch}, and the model's example "
-            f"batch holds {global_batch}.",
-            f"Give the model that batch, as in --global-batch {given.global_batch} for one of the "
-            "zoo, or make a new plan.",
-        )
+def _check_batch(given: Plan, name: str, global_batch: int) -> None:
+    """A cheap look before capture, which checks the parameters as well."""
+    if given.global_batch == global_batch:
+        return
+    raise PlanError(
+        f"The plan is for {given.model} with a global batch of {given.global_batch}, and this "
+        f"is {name} with {global_batch}.",
+        f"Give the model that batch, as in --global-batch {given.global_batch} for one of the zoo, "
+        "or make a plan for this model.",
+    )

@@ -38,7 +38,7 @@ def step_progress(out: Output, steps: int) -> Iterator[Progress]:
 
 
 def _lines(out: Output, steps: int) -> Progress:
-    every = max(1, steps // _LINES)
+    every = -(-steps // _LINES)
     done = 0
 
     def show(record: dict[str, Any]) -> None:

@@ -108,18 +108,18 @@ def collectives(
             made.add_row(item.kind, item.axis, str(item.count), nbytes(item.bytes))
         return made
     made = table(
-        "kind", "axis", "planned", "executed", "bytes planned", "executed bytes", "",
-        right=("planned", "executed", "bytes planned", "executed bytes"),
-    )  # fmt: skip
+        "kind", "axis", "planned", "executed", "bytes", "", right=("planned", "executed", "bytes")
+    )
     before = {(c.kind, c.axis): c for c in planned}
     after = {(c.kind, c.axis): c for c in executed}
     for key in sorted({*before, *after}):
-        mine, ran = before.get(key), after.get(key)
-        same = mine == ran
+        counts, sizes = [], []
+        for item in (before.get(key), after.get(key)):
+            counts.append(str(item.count) if item else "0")
+            sizes.append(nbytes(item.bytes) if item else "0 B")
+        same = before.get(key) == after.get(key)
         made.add_row(
-            *key,
-            str(mine.count) if mine else "0", str(ran.count) if ran else "0",
-            nbytes(mine.bytes) if mine else "0 B", nbytes(ran.bytes) if ran else "0 B",
+            *key, *counts, sizes[0] if same else " / ".join(sizes),
             "[green]same[/]" if same else "[red]differs[/]",
         )  # fmt: skip
     return made

@@ -52,6 +52,9 @@ def verify(
         prepared = prepare(request, out, measure=True)
         check_startable(prepared.cluster, prepared.local, "verify", model)
         made = make_plan(prepared, out)
+        if made.optimizer != prepared.optimizer:
+            out.note(f"The plan's figures are for {made.optimizer}; stepping with "
+                     f"{prepared.optimizer}.")  # fmt: skip
         payload = {
             "model": model,
             "options": prepared.options,

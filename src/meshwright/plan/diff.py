@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meshwright.plan.explain import cut_text
+from meshwright.plan.text import nbytes
 from meshwright.plan.types import Plan
 
 # What says how long planning took or who made it, not what the plan is.
@@ -39,6 +42,24 @@ def diff_plans(first: Plan, second: Plan) -> tuple[Difference, ...]:
     )
 
 
+def grouped(differences: Sequence[Difference]) -> tuple[tuple[str, str, str], ...]:
+    """(what, first, second) for reading: parameters that differ alike are one row."""
+    merged: dict[tuple[str, str, str], list[str]] = {}
+    for item in differences:
+        name, field = item.field, ""
+        if item.field.startswith("parameters."):
+            name, _, field = item.field.removeprefix("parameters.").rpartition(".")
+        merged.setdefault((field or name, item.first, item.second), []).append(name)
+    rows = []
+    for (field, first, second), names in merged.items():
+        what = field
+        if names[0] != field:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            what = f"{field} of {names[0]}{more}"
+        rows.append((what, first, second))
+    return tuple(rows)
+
+
 def _fields(plan: Plan) -> dict[str, Any]:
     content = plan.model_dump(mode="json", exclude=set(_PASSING))
     # By what they are about, so that one more decision does not shift all others.
@@ -56,9 +77,9 @@ def _fields(plan: Plan) -> dict[str, Any]:
         for item in content["predicted"].pop("collectives")
     }
     flat: dict[str, Any] = {}
-    for name, value in {**content, **decisions, **collectives}.items():
+    for name, value in content.items():
         _flatten(name, value, flat)
-    return flat
+    return {**flat, **decisions, **collectives}
 
 
 def _flatten(name: str, value: Any, into: dict[str, Any]) -> None:
@@ -72,6 +93,10 @@ def _flatten(name: str, value: Any, into: dict[str, Any]) -> None:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, dict):
+        if "dim" in value:
+            return cut_text(value["dim"], value["outer"], value["extent"])
+        return f"{value['count']} of {nbytes(value['bytes'])}"
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value)

@@ -51,7 +51,7 @@ class Lies:
 def decisions(plan: Plan) -> tuple[Decided, ...]:
     merged: dict[tuple[str, str, str], list[Decision]] = {}
     for item in plan.decisions:
-        merged.setdefault((item.axis, stem(item.value), cut_text(item)), []).append(item)
+        merged.setdefault((item.axis, stem(item.value), _cut(item)), []).append(item)
     return tuple(
         Decided(
             axis, value, cut, stem(items[0].why) if len(items) > 1 else items[0].why, len(items)
@@ -90,18 +90,22 @@ def lies(plan: Plan, name: str) -> Lies:
     cut = {item.axis for item in (*direct, *with_it)} | set(kept.storage_axes if kept else ())
     return Lies(
         name,
-        tuple((item.axis, item.dim, cut_text(item)) for item in direct),
+        tuple((item.axis, item.dim, _cut(item)) for item in direct),
         tuple(with_it),
         kept,
         tuple(axis for axis, size in plan.mesh.items() if axis not in cut and size > 1),
     )
 
 
-def cut_text(item: Decision) -> str:
+def cut_text(dim: int, outer: int = 1, extent: int | None = None) -> str:
     """`dim 0`, or `dim 0 as [3, 8, …]` where the cut is inside a dim."""
-    if item.outer == 1 and item.extent is None:
-        return f"dim {item.dim}"
-    return f"dim {item.dim} as [{item.outer}, {item.extent or 'all'}, …]"
+    if outer == 1 and extent is None:
+        return f"dim {dim}"
+    return f"dim {dim} as [{outer}, {extent or 'all'}, …]"
+
+
+def _cut(item: Decision) -> str:
+    return cut_text(item.dim, item.outer, item.extent)
 
 
 def stem(name: str) -> str:
