@@ -9,7 +9,7 @@ from meshwright.cluster.mesh import Mesh
 from meshwright.layout.cuts import local_cut, ordered
 from meshwright.layout.transitions import Step, transition
 from meshwright.layout.types import REPLICATED, Layout, Split, cuts, local_shape
-from meshwright.program.types import Argument, Op, Phase, Ref, Source, Value
+from meshwright.program.types import Argument, Op, Phase, Ref, Source, Symbol, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,27 @@ class Builder:
         name = self.declare(name or self.fresh(like), shape, dtype, layout, storage)
         self.ops.append(Op(name, target, args, kwargs, (name,), False, self.phase, source))
         return name
+
+    def fill(
+        self,
+        number: float,
+        shape: tuple[int, ...],
+        dtype: str,
+        layout: Layout,
+        *,
+        like: str,
+        source: Source,
+        name: str | None = None,
+    ) -> str:
+        """Add a local tensor full of one number, of the part of a whole tensor of `shape`."""
+        options: tuple[tuple[str, Argument], ...] = (
+            ("dtype", Symbol("dtype", dtype)),
+            ("device", Symbol("device", "cpu")),
+        )
+        return self.emit(
+            "aten.full.default", (self.local(shape, layout), number), shape, dtype, layout,
+            like=like, source=source, kwargs=options, name=name,
+        )  # fmt: skip
 
     def range(self, value: str, dim: int) -> tuple[int, int]:
         """First index and count of the whole tensor's `dim` that this device holds.

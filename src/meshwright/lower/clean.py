@@ -7,13 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from meshwright.layout.lowered import Section
 from meshwright.program.types import Op, Value
 
+COLLECTIVES = frozenset(
+    {"mesh.all_reduce", "mesh.all_gather", "mesh.reduce_scatter", "mesh.all_to_all"}
+)
+
 
 def section(ops: Sequence[Op], outputs: tuple[str, ...]) -> Section:
-    """The ops that `outputs` depend on, in order, and the values they take from outside."""
+    """The ops that `outputs` depend on, in order, and the values they take from outside.
+
+    Collectives always stay: a device that a cut leaves nothing to compute may not need
+    what one gives, while the others wait for its part.
+    """
     needed = set(outputs)
     kept: list[Op] = []
     for op in reversed(ops):
-        if any(result in needed for result in op.results):
+        if op.target in COLLECTIVES or any(result in needed for result in op.results):
             kept.append(op)
             needed.update(op.operands())
     kept.reverse()

@@ -13,10 +13,11 @@ from meshwright.layout.assignment import Assignment, Parameter
 from meshwright.layout.cuts import ordered
 from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram, Section, StoredParameter
-from meshwright.layout.types import REPLICATED, Layout
+from meshwright.layout.types import REPLICATED, Layout, Reduce
 from meshwright.lower.builder import Builder
 from meshwright.lower.choose import choose
 from meshwright.lower.clean import section, used_by
+from meshwright.lower.empty import emptied, known_results, neutral
 from meshwright.lower.special import Site
 from meshwright.lower.special_random import RANDOM, random
 from meshwright.lower.special_table import SPECIAL
@@ -140,6 +141,8 @@ class _Lowering:
         """Once a step: gather the parameters whose gathered form lives for the whole step."""
         self.b.ops = []
         for parameter in self.assignment.parameters.values():
+            if not self.analysis.touching[parameter.value]:
+                continue
             if parameter.residency == "step" and parameter.storage != parameter.compute:
                 self.forward[parameter.value] = self.b.convert(
                     parameter.value, parameter.compute, _GATHER
@@ -230,7 +233,8 @@ class _Lowering:
                 raise AssertionError(f"{op.name}: {sorted(specials)} at once")
             made = SPECIAL[specials.pop()](site) if specials else random(site)
         else:
-            made = self._plain(op, rule, names, operands, results)
+            empty = emptied(chosen, self.assignment.mesh, self.coordinate)
+            made = self._plain(op, rule, names, operands, results, empty)
         table = self.forward if self.b.phase == "forward" else self.backward
         for result, local in zip(op.results, made, strict=True):
             if result is not None and local is not None:
@@ -289,8 +293,9 @@ class _Lowering:
         names: tuple[str, ...],
         operands: list[str],
         results: tuple[Layout | None, ...],
+        empty: frozenset[int],
     ) -> tuple[str | None, ...]:
-        """The same op on local shapes."""
+        """The same op on local shapes; nothing of it where `empty` factors leave nothing to do."""
         local: list[str | None] = []
         again = self.b.phase == "backward" and op.phase == "forward"
         for result, layout in zip(op.results, results, strict=True):
@@ -310,6 +315,13 @@ class _Lowering:
                 )
             name = self.b.fresh(result) if again or result in self.b.values else result
             local.append(self.b.declare(name, value.shape, value.dtype, layout, storage))
+        sizes = tuple(None if n is None else self.b.values[n].shape for n in local)
+        known = known_results(rule, empty, sizes)
+        if known is not None:
+            for made_name, reduce in zip(local, known, strict=True):
+                if made_name is not None:
+                    self._fill(made_name, reduce, op.source)
+            return tuple(local)
         position = iter(operands)
 
         def rename(argument: Argument) -> Argument:
@@ -327,10 +339,18 @@ class _Lowering:
         )  # fmt: skip
         if rule.localize is not None:
             shapes = tuple(self.b.values[name].shape for name in operands)
-            sizes = tuple(None if n is None else self.b.values[n].shape for n in local)
-            made = replace(made, args=rule.localize(made, shapes, sizes))
+            made = replace(
+                made, args=rule.localize(made, shapes, sizes), target=rule.target or made.target
+            )
         self.b.ops.append(made)
         return tuple(local)
+
+    def _fill(self, name: str, reduce: Reduce, source: Source) -> None:
+        whole, dtype = self.b.whole[name], self.b.values[name].dtype
+        self.b.fill(
+            neutral(reduce, dtype), whole.shape, dtype, whole.layout,
+            like=name, source=source, name=name,
+        )  # fmt: skip
 
     def _finish_forward(self) -> str:
         """The loss as every device sees it, and buffers as they are stored."""

@@ -57,6 +57,20 @@ class Site:
             )
         )  # fmt: skip
 
+    def fill(
+        self, number: float, shape: tuple[int, ...], layout: Layout, dtype: str | None = None
+    ) -> Ref:
+        dtype = dtype or self.b.values[self.operands[0]].dtype
+        return Ref(
+            self.b.fill(
+                number, shape, dtype, layout, like=self.op.name, source=self.op.source
+            )
+        )  # fmt: skip
+
+    def empty(self, shape: tuple[int, ...], layout: Layout) -> bool:
+        """Whether this device holds nothing of a tensor."""
+        return 0 in self.b.local(shape, layout)
+
     def convert(self, value: Ref, layout: Layout) -> Ref:
         return Ref(self.b.convert(value.name, layout, self.op.source))
 
@@ -105,7 +119,11 @@ def bias_once(site: Site) -> tuple[str | None, ...]:
     else:
         bias = site.operand(2)
         args = (site.operand(0), site.operand(1), None, *site.op.args[3:])
-        made = site.emit("aten.convolution.default", args, shape, layout)
+        made = (
+            site.fill(0, shape, layout)
+            if site.empty(shape, layout)
+            else site.emit("aten.convolution.default", args, shape, layout)
+        )
         shards = tuple(
             (axis, Split(1, cut.outer, cut.extent)) for axis, cut in site.layout(bias).shards
         )
@@ -186,7 +204,7 @@ def softmax_across(site: Site) -> tuple[str | None, ...]:
     across = _without_dim(layout, dim)
     factors = site.special_factors()
     top = site.settle(
-        site.emit("aten.amax.default", (x, (dim,), True), narrow,
+        site.emit("mesh.amax", (x, dim), narrow,
                   site.pending(across, "max", *factors))
     )  # fmt: skip
     centred = site.emit("aten.sub.Tensor", (x, top), shape, layout)
@@ -240,7 +258,7 @@ def nll_loss(site: Site) -> tuple[str | None, ...]:
             site.pending(first, "sum", *class_factors),
             dtype,
         )
-        none = site.emit("mesh.zeros", ((),), (), REPLICATED, dtype)
+        none = site.fill(0, (), REPLICATED, dtype)
         return (site.settle(each).name, none.name)
     terms = site.emit(
         "mesh.nll_loss", (scores, target, weight, 2, ignore), (2,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from meshwright.program.types import Argument, Op
 from meshwright.rules.build import einsum
 from meshwright.rules.registry import Call, rule
-from meshwright.rules.types import Dims, Factor, OpRule, Shape
+from meshwright.rules.types import Dims, Factor, Localize, OpRule, Shape
 
 _N, _G, _C, _O = range(4)
 
@@ -127,3 +127,34 @@ def pool(call: Call) -> OpRule:
         call.shapes,
         call.results,
     )
+
+
+def _input_size(position: int) -> Localize:
+    def localize(
+        op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
+    ) -> tuple[Argument, ...]:
+        assert results[0] is not None
+        return (*op.args[:position], results[0], *op.args[position + 1 :])
+
+    return localize
+
+
+_UPSAMPLES = (
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
+    "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
+)  # fmt: skip
+
+
+@rule(*(f"aten.{name}.default" for name in _UPSAMPLES))
+def upsample(call: Call) -> OpRule:
+    """(input, output_size of the spatial dims, …)."""
+    names = _POOLS[len(call.shapes[0])]
+    return einsum(f"{names}->{names}", call.shapes, call.results)
+
+
+@rule(*(f"aten.{name}_backward.default" for name in _UPSAMPLES))
+def upsample_backward(call: Call) -> OpRule:
+    """(grad, output_size, input_size of all dims, …)."""
+    names = _POOLS[len(call.shapes[0])]
+    return einsum(f"{names}->{names}", call.shapes, call.results, localize=_input_size(2))

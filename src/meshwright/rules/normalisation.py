@@ -142,7 +142,9 @@ def batch_norm_backward(call: Call) -> OpRule:
     channel = names[1]
     others = names.replace(channel, "")
     train = bool(call.arg(7, "train"))
-    text = ",".join([names, names, *[channel] * (len(call.shapes) - 2)])
+    # In evaluation the saved statistics are empty.
+    vectors = [channel if shape[0] else "." for shape in call.shapes[2:]]
+    text = ",".join([names, names, *vectors])
     return einsum(
         f"{text}->{names},{channel},{channel}",
         call.shapes,

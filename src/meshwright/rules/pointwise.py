@@ -10,8 +10,8 @@ _UNARY = (
     "abs bitwise_not ceil clone contiguous cos elu erf exp expm1 floor gelu hardswish hardtanh "
     "isnan leaky_relu log log1p log2 logical_not reciprocal relu round rsqrt sigmoid sign silu "
     "sin softplus sqrt tanh zeros_like ones_like mish hardsigmoid isinf isfinite tan square erfinv "
-    "sgn log10 erfc sinh cosh asin acos atan asinh acosh atanh lgamma digamma nan_to_num frac trunc "
-    "hardshrink softshrink signbit sinc logit positive angle"
+    "sgn log10 erfc sinh cosh asin acos atan asinh acosh atanh lgamma digamma nan_to_num frac "
+    "trunc hardshrink softshrink signbit sinc logit positive angle"
 )
 _BINARY_TENSOR = (
     "mul div xlogy fmod copysign eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor remainder"

@@ -60,6 +60,7 @@ class OpRule:
 
     `unreduced` holds (result, factor) pairs where the result neither holds nor
     sums over the factor, as a convolution's bias gradient and input channels.
+    `target` names the op to run on local shapes where it is not the same one.
     """
 
     factors: tuple[Factor, ...]
@@ -68,6 +69,7 @@ class OpRule:
     linear: Linearity = "none"
     localize: Localize | None = None
     unreduced: frozenset[tuple[int, int]] = frozenset()
+    target: str | None = None
 
     def to_factor(self, dims: Dims, split: Split, parts: int | None = None) -> FactorCut | None:
         """The factor cut that `split` of a tensor with `dims` amounts to, None if it is none.

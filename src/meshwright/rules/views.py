@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from meshwright.program.types import Argument, Op
 from meshwright.rules.build import normalise_dim, reshape_dims
 from meshwright.rules.registry import Call, rule
 from meshwright.rules.types import Dims, Factor, Localize, OpRule, Shape
+
+_BY_SIZES = "aten.split_with_sizes.default"
 
 
 def _with_shape(position: int) -> Localize:
@@ -81,7 +84,15 @@ def squeeze(call: Call) -> OpRule:
     target = call.results[0]
     assert target is not None
     factors, left, right = reshape_dims(call.shapes[0], target)
-    return OpRule(factors, (left,), (right,), "unary")
+
+    def localize(
+        op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
+    ) -> tuple[Argument, ...]:
+        # A dim that is of size 1 on this device alone must stay.
+        assert results[0] is not None
+        return (op.args[0], results[0])
+
+    return OpRule(factors, (left,), (right,), "unary", localize, target="aten.view.default")
 
 
 @rule("aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default")
@@ -111,18 +122,18 @@ def split(call: Call) -> OpRule:
     sizes = {result[dim] for result in call.results if result is not None}
     if len(sizes) != 1:
         return _parts(call, dim, None)
-    return _parts(call, dim, sizes.pop(), _split_size)
+    return replace(_parts(call, dim, sizes.pop(), _sizes(dim)), target=_BY_SIZES)
 
 
-def _split_size(
-    op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
-) -> tuple[Argument, ...]:
-    if op.target == "aten.chunk.default":
-        return op.args
-    dim = op.args[2] if len(op.args) > 2 else dict(op.kwargs).get("dim", 0)
-    assert isinstance(dim, int) and results[0] is not None
-    size = results[0][normalise_dim(dim, len(operands[0]))]
-    return (op.args[0], size, *op.args[2:])
+def _sizes(dim: int) -> Localize:
+    """Split by the parts' local sizes: a size alone can't say how many parts an empty dim has."""
+
+    def localize(
+        op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
+    ) -> tuple[Argument, ...]:
+        return (op.args[0], tuple(shape[dim] for shape in results if shape is not None), dim)
+
+    return localize
 
 
 @rule("aten.split_with_sizes.default")
@@ -131,14 +142,7 @@ def split_with_sizes(call: Call) -> OpRule:
     sizes = set(call.ints(1, "split_sizes"))
     if len(sizes) != 1:
         return _parts(call, dim, None)
-
-    def localize(
-        op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
-    ) -> tuple[Argument, ...]:
-        parts = tuple(shape[dim] for shape in results if shape is not None)
-        return (op.args[0], parts, *op.args[2:])
-
-    return _parts(call, dim, sizes.pop(), localize)
+    return _parts(call, dim, sizes.pop(), _sizes(dim))
 
 
 def _parts(call: Call, dim: int, part: int | None, localize: Localize | None = None) -> OpRule:

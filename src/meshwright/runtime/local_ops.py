@@ -52,7 +52,7 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         "mesh.local_index": local_index,
         "mesh.embedding_rows": embedding_rows,
         "mesh.nll_loss": nll_loss,
-        "mesh.zeros": zeros,
+        "mesh.amax": amax,
         "mesh.batch_norm_apply": batch_norm_apply,
     }
 
@@ -129,8 +129,13 @@ def nll_loss(
     return loss if reduction == 0 else torch.stack((loss, total))
 
 
-def zeros(shape: Sequence[int]) -> Tensor:
-    return torch.zeros(tuple(shape))
+def amax(x: Tensor, dim: int) -> Tensor:
+    """The maximum along `dim`, which is kept; -inf where this device holds nothing of it."""
+    if x.shape[dim]:
+        return x.amax(dim, keepdim=True)
+    shape = list(x.shape)
+    shape[dim] = 1
+    return x.new_full(shape, -torch.inf)
 
 
 def batch_norm_apply(
