@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from meshwright.layout.assignment import Assignment
-from meshwright.layout.types import Layout
+from meshwright.layout.types import Layout, Split
 from meshwright.lower.special_table import CONTIGUOUS
 from meshwright.program.types import Op, Value
 from meshwright.rules.types import FactorCut, OpRule
@@ -34,7 +34,7 @@ def choose(
             split = wanted.get(result) if result is not None else None
             if split is not None and dims is not None:
                 cut = rule.to_factor(dims, split, parts)
-                if cut is not None and _allowed(rule, cut, chosen):
+                if cut is not None and allowed(rule, cut, parts, chosen):
                     candidates.setdefault(cut, 0)
         if not candidates:
             for name, dims, layout in zip(operands, rule.operands, layouts, strict=True):
@@ -42,7 +42,7 @@ def choose(
                 if split is None:
                     continue
                 cut = rule.to_factor(dims, split, parts)
-                if cut is not None and _allowed(rule, cut, chosen):
+                if cut is not None and allowed(rule, cut, parts, chosen):
                     here = values[name].nbytes if layout.split(axis) else 0
                     candidates[cut] = candidates.get(cut, 0) + here
         if candidates:
@@ -50,11 +50,19 @@ def choose(
     return chosen
 
 
-def _allowed(rule: OpRule, cut: FactorCut, chosen: Mapping[str, FactorCut]) -> bool:
+def allowed(
+    rule: OpRule, cut: FactorCut, parts: int, chosen: Mapping[str, FactorCut] | None = None
+) -> bool:
+    """Whether an op can be cut so, beside what other axes have chosen."""
     factor = rule.factors[cut.factor]
     if not factor.shardable or (factor.special in CONTIGUOUS and cut.outer != 1):
         return False
-    return all(_fit(cut, other) for other in chosen.values())
+    if factor.special is None and any(cut.factor == index for _, index in rule.unreduced):
+        # A result that does without the factor is computed by every device, which must
+        # have something to compute it with.
+        if not Split(0, cut.outer, cut.extent).part(parts - 1, parts)[1]:
+            return False
+    return all(_fit(cut, other) for other in (chosen or {}).values())
 
 
 def _fit(one: FactorCut, other: FactorCut) -> bool:

@@ -37,9 +37,11 @@ def section(ops: Sequence[Op], outputs: tuple[str, ...]) -> Section:
     return Section(tuple(inputs), tuple(kept), outputs)
 
 
-def used_by(values: Mapping[str, Value], sections: Iterable[Section]) -> list[str]:
-    """Values that some section names, with those that own their storage."""
-    names: dict[str, None] = {}
+def used_by(
+    values: Mapping[str, Value], inputs: Iterable[str], sections: Iterable[Section]
+) -> list[str]:
+    """The inputs and what some section names, with the values that own their storage."""
+    names: dict[str, None] = dict.fromkeys(inputs)
     for part in sections:
         for name in part.inputs:
             names[name] = None

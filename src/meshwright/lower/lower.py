@@ -89,6 +89,7 @@ class _Lowering:
         )
         needed = used_by(
             self.b.values,
+            (item.value for item in self.program.inputs),
             (section(gather, gathered), forward_section, backward_section, reduce, clip),
         )
         tangent = next((i.value for i in self.program.inputs_of("tangent")), None)

@@ -73,9 +73,12 @@ class Job:
         coordinate = self.mesh.coordinate(communicator.rank)
 
         def keep(path: str, whole: Tensor) -> Tensor:
-            return local_part(whole, layouts[path], self.mesh, coordinate).clone()
+            layout = layouts.get(path, REPLICATED)
+            return local_part(whole, layout, self.mesh, coordinate).clone()
 
         tensors = materialize(seed, keep)
+        # Buffers that the step never reads are part of the model all the same.
+        self._idle = {path: tensor for path, tensor in tensors.items() if path not in layouts}
         self.trainer = Trainer(
             self.lowered, tensors, optimizer, communicator, self._key, device, plan.clip_norm
         )
@@ -133,7 +136,8 @@ class Job:
     def state_dict(self) -> dict[str, Tensor]:
         """All parameters and buffers whole, by name, as `model.load_state_dict` takes them."""
         found = {path: self.parameter(path) for path in self.trainer.parameters}
-        return found | {path: self.buffer(path) for path in self.trainer.buffers}
+        found |= {path: self.buffer(path) for path in self.trainer.buffers}
+        return found | self._idle
 
     def text(self, section: str) -> str:
         """The Python that runs for `gather`, `forward`, `backward`, `reduce` or `clip`."""

@@ -18,7 +18,7 @@ from meshwright.runtime.local_ops import RandomKey, draw
 from meshwright.runtime.microbatch import batch_size, microbatches
 from meshwright.runtime.trainer import OptimizerFactory
 from meshwright.task import Task
-from meshwright.torch_private import TorchDispatchMode
+from meshwright.torch_private import TorchDispatchMode, tree_map
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -60,14 +60,16 @@ class DrawByPosition(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(first, Tensor)
             else kwargs.get("dtype") or torch.get_default_dtype()
         )
+        # The model in double precision draws what it draws in single.
+        drawn = torch.float32 if dtype is torch.float64 else dtype
         operands = args if isinstance(first, Tensor) else ()
         made = draw(
-            self.key, *operands, kind=kind, stream=self._stream, shape=shape, cuts=(), dtype=dtype
+            self.key, *operands, kind=kind, stream=self._stream, shape=shape, cuts=(), dtype=drawn
         )
         self._stream += 1
         if func._schema.name.endswith("_"):
             return first.copy_(made)
-        return made
+        return made.to(dtype) if isinstance(made, Tensor) else made
 
 
 class Reference:
@@ -100,16 +102,41 @@ class Reference:
     def step(self, batch: Any) -> float:
         """One optimizer step; gradients stay readable until the next."""
         self.optimizer.zero_grad(set_to_none=True)
+        self._before = {
+            name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
+        }
+        total = self._accumulate(self.model, batch)
+        self.optimizer.step()
+        self._key.step += 1
+        return total
+
+    def exact_gradients(self, batch: Any) -> dict[str, Tensor] | None:
+        """The last step's gradients in double precision; None for a model that refuses it."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self._before)
+        model.double().zero_grad(set_to_none=True)
+        self._key.step -= 1
+        try:
+            self._accumulate(model, tree_map(_in_double, batch))
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        finally:
+            self._key.step += 1
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    def _accumulate(self, model: nn.Module, batch: Any) -> float:
         size = batch_size(self._flatten(batch))
         total = 0.0
         for index, (part, held) in enumerate(microbatches(batch, size, self._count)):
             self._key.microbatch = index
             with DrawByPosition(self._key):
-                loss = self._loss(self.model, part) * (held / size)
+                loss = self._loss(model, part) * (held / size)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if self._clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
-        self.optimizer.step()
-        self._key.step += 1
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip_norm)
         return total
+
+
+def _in_double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
