@@ -38,6 +38,13 @@ def failure_of(error: BaseException) -> Failure:
         if isinstance(error.__cause__, KeyboardInterrupt):
             return failure_of(error.__cause__)
         return failure_of(error.__cause__ or KeyboardInterrupt())
+    if isinstance(error, SystemExit):
+        return Failure(
+            2,
+            "model",
+            f"The model's own code ended the program: it called sys.exit({error.code!r}).",
+            "Take that call out of what runs when the model is built or called.",
+        )
     text = " ".join(str(error).split())
     return Failure(
         1,

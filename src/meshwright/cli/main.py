@@ -22,7 +22,7 @@ from meshwright.cli.compare import compare
 from meshwright.cli.demo_command import demo
 from meshwright.cli.doctor import doctor
 from meshwright.cli.explain import explain
-from meshwright.cli.failures import failure_of, has_shown_help, is_mine_to_tell, tell
+from meshwright.cli.failures import INTERRUPTED, failure_of, has_shown_help, is_mine_to_tell, tell
 from meshwright.cli.plan import plan
 from meshwright.cli.report import report
 from meshwright.cli.simulate import simulate
@@ -77,12 +77,14 @@ def run(words: Sequence[str]) -> int:
     try:
         code = command.main(args=list(words), prog_name="meshwright", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:
-        # The reader has seen enough; the interpreter must not complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            # The reader has seen enough; the interpreter must not complain when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 0
         if has_shown_help(error):
             return 2
         failure = failure_of(error)

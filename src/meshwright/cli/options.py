@@ -84,7 +84,9 @@ PlanFile = Annotated[
 RunDir = Annotated[
     Path | None,
     typer.Option(
+        # torchrun takes --run for its own --run-path, even behind its script's name.
         "--run",
+        "--run-dir",
         metavar="DIR",
         show_default="runs/MODEL-TIME",
         help="What the run writes goes here.",

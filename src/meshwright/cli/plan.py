@@ -80,7 +80,7 @@ def _show_difference(first: Path, second: Path, as_json: bool) -> None:
         differences = diff_plans(load_plan(first), load_plan(second))
         shown = table("field", first.name, f"{second.name} ", wrap=(first.name, f"{second.name} "))
         shown.columns[0].overflow, shown.columns[0].no_wrap = "fold", False
-        shown.columns[0].min_width = 40
+        shown.columns[0].width = 34
         for row in grouped(differences):
             shown.add_row(*(escape(cell) for cell in row))
         out.print(shown if differences else "The plans are the same.")

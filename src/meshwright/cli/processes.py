@@ -59,7 +59,7 @@ def run_folder(given: Path | None, model: str) -> Path:
     if world.hosts > 1:
         raise UsageError(
             "The run is on several hosts, and they have to agree on its folder.",
-            "Name one that all hosts share, with --run DIR.",
+            "Name one that all hosts share, with --run-dir DIR.",
         )
     # The same in every process that one torchrun started.
     return Path("runs") / f"{name}-torchrun-{os.getppid()}"
@@ -86,7 +86,7 @@ def check_startable(cluster: Cluster, local: bool, command: str, model: str) -> 
         "here.",
         f"On each of its {hosts} host{'s' if hosts > 1 else ''} run: torchrun --nnodes {hosts} "
         f"--nproc-per-node {cluster.groups[0].devices} --rdzv-backend c10d "
-        f"--rdzv-endpoint FIRST_HOST:29500 -m meshwright {words} --run SHARED_FOLDER, "
+        f"--rdzv-endpoint FIRST_HOST:29500 -m meshwright {words} --run-dir SHARED_FOLDER, "
         "with the other options as here.",
     )
 

@@ -114,9 +114,9 @@ def collectives(
     after = {(c.kind, c.axis): c for c in executed}
     for key in sorted({*before, *after}):
         counts, sizes = [], []
-        for item in (before.get(key), after.get(key)):
-            counts.append(str(item.count) if item else "0")
-            sizes.append(nbytes(item.bytes) if item else "0 B")
+        for found in (before.get(key), after.get(key)):
+            counts.append(str(found.count) if found else "0")
+            sizes.append(nbytes(found.bytes) if found else "0 B")
         same = before.get(key) == after.get(key)
         made.add_row(
             *key, *counts, sizes[0] if same else " / ".join(sizes),
