@@ -57,7 +57,7 @@ def compatible(one: Split, other: Split) -> bool:
     if one.dim != other.dim or (one.outer, one.extent) == (other.outer, other.extent):
         return True
     first, last = sorted((one, other), key=lambda split: (split.outer, split.outer * split.extent))
-    return first.outer * first.extent <= last.outer
+    return last.outer % (first.outer * first.extent) == 0
 
 
 def ordered(layout: Layout, mesh: Mesh) -> Layout:

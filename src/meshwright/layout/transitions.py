@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+from meshwright.layout.cuts import compatible
 from meshwright.layout.types import Layout, Reduce, Split
 
 StepKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "shard"]
@@ -26,71 +28,77 @@ class Step:
     cut: Split | None = None
 
 
+@lru_cache(maxsize=1 << 14)
 def transition(source: Layout, target: Layout) -> tuple[Step, ...]:
     """Steps that turn `source` into `target`, both with cuts in mesh order.
 
     Local cuts come first since they shrink what later steps move; then pending
     reductions, each straight into the cut that the target wants; then moves of
-    a cut from one dim to another; gathers, innermost cut first, come last.
+    a cut from one place to another; gathers come last. A step that others stand
+    in the way of waits for them: axes that cut the same part of a dim nest, so
+    the innermost is gathered first and the outermost cut first.
     """
-    steps: list[Step] = []
-    now = source
     for axis, _ in target.partial:
         if source.reduction(axis) is None:
             raise AssertionError(f"{source} can't be made partial over {axis}")
+    steps: list[Step] = []
+    now = source
+    while (step := _next(now, target)) is not None:
+        steps.append(step)
+        now = step.after
+    return tuple(steps)
 
-    def nested_inside(layout: Layout, axis: str, split: Split) -> list[str]:
-        """Axes whose cuts were applied after `axis` to the same part of the same dim."""
-        names = [name for name, _ in layout.shards]
-        after = names.index(axis) + 1
-        return [
-            name
-            for name, other in layout.shards[after:]
-            if (other.dim, other.outer, other.extent) == (split.dim, split.outer, split.extent)
-        ]
 
-    # Gathers that stand in the way of an outer cut's change come first, innermost first.
-    blocked: set[str] = set()
-    for axis, split in now.shards:
-        if target.split(axis) != split:
-            blocked.update(nested_inside(now, axis, split))
+def _next(now: Layout, target: Layout) -> Step | None:
+    """The first step to take, None when nothing is left to do."""
     for axis, split in target.shards:
-        if now.split(axis) is None:
-            held = [
-                name
-                for name, other in now.shards
-                if (other.dim, other.outer, other.extent) == (split.dim, split.outer, split.extent)
-                and name
-                in [n for n, _ in target.shards][[n for n, _ in target.shards].index(axis) + 1 :]
-            ]
-            blocked.update(held)
-    for axis, split in reversed(now.shards):
-        if axis in blocked:
-            now = now.without(axis)
-            steps.append(Step("all_gather", axis, now, gather=split))
-
-    for axis, split in target.shards:
-        if now.split(axis) is None and now.reduction(axis) is None:
-            now = now.with_shard(axis, split)
-            steps.append(Step("shard", axis, now, cut=split))
+        free = now.split(axis) is None and now.reduction(axis) is None
+        if free and _placeable(now, target, axis, split):
+            return Step("shard", axis, now.with_shard(axis, split), cut=split)
     for axis, reduce in now.partial:
         if target.reduction(axis) is not None:
             continue
         wanted = target.split(axis)
         if wanted is None:
-            now = now.without(axis)
-            steps.append(Step("all_reduce", axis, now, reduce))
-        else:
-            now = now.with_shard(axis, wanted)
-            steps.append(Step("reduce_scatter", axis, now, reduce, cut=wanted))
-    for axis, split in reversed(now.shards):
+            return Step("all_reduce", axis, now.without(axis), reduce)
+        if _placeable(now, target, axis, wanted):
+            after = now.with_shard(axis, wanted)
+            return Step("reduce_scatter", axis, after, reduce, cut=wanted)
+    gatherable = [
+        (axis, split)
+        for axis, split in reversed(now.shards)
+        if not _stays(now, target, axis) and _axes(now, split)[-1] == axis
+    ]
+    for axis, split in gatherable:
         wanted = target.split(axis)
-        if wanted == split:
-            continue
-        if wanted is None:
-            now = now.without(axis)
-            steps.append(Step("all_gather", axis, now, gather=split))
-        else:
-            now = now.with_shard(axis, wanted)
-            steps.append(Step("all_to_all", axis, now, gather=split, cut=wanted))
-    return tuple(steps)
+        if wanted is not None and wanted != split and _placeable(now, target, axis, wanted):
+            after = now.with_shard(axis, wanted)
+            return Step("all_to_all", axis, after, gather=split, cut=wanted)
+    # Where only moves are left that wait for each other, one of them is taken apart.
+    for axis, split in sorted(gatherable, key=lambda item: target.split(item[0]) is not None):
+        return Step("all_gather", axis, now.without(axis), gather=split)
+    return None
+
+
+def _axes(layout: Layout, split: Split) -> list[str]:
+    """Axes that cut the very part that `split` does, outermost cut first."""
+    return [axis for axis, other in layout.shards if other == split]
+
+
+def _stays(now: Layout, target: Layout, axis: str) -> bool:
+    """Whether the cut over `axis` and all that it is nested in are those of the target."""
+    split = now.split(axis)
+    if split is None or target.split(axis) != split:
+        return False
+    held = _axes(now, split)
+    count = held.index(axis) + 1
+    return held[:count] == _axes(target, split)[:count]
+
+
+def _placeable(now: Layout, target: Layout, axis: str, split: Split) -> bool:
+    """Whether cutting by `split` over `axis` now gives what the target means by it."""
+    rest = now.without(axis)
+    wanted = _axes(target, split)
+    return _axes(rest, split) == wanted[: wanted.index(axis)] and all(
+        compatible(split, other) for _, other in rest.shards
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from meshwright.layout.assignment import Assignment
+from meshwright.layout.cuts import compatible
 from meshwright.layout.types import Layout, Split
 from meshwright.lower.special_table import CONTIGUOUS
 from meshwright.program.types import Op, Value
@@ -57,19 +58,16 @@ def allowed(
     factor = rule.factors[cut.factor]
     if not factor.shardable or (factor.special in CONTIGUOUS and cut.outer != 1):
         return False
-    if factor.special is None and any(cut.factor == index for _, index in rule.unreduced):
-        # A result that does without the factor is computed by every device, which must
-        # have something to compute it with.
-        if not Split(0, cut.outer, cut.extent).part(parts - 1, parts)[1]:
-            return False
+    # A result that does without the factor is computed by every device, which must have
+    # something to compute it with.
+    everywhere = factor.special is None and any(cut.factor == f for _, f in rule.unreduced)
+    if everywhere and not Split(0, cut.outer, cut.extent).part(parts - 1, parts)[1]:
+        return False
     return all(_fit(cut, other) for other in (chosen or {}).values())
 
 
 def _fit(one: FactorCut, other: FactorCut) -> bool:
     """Whether two axes can hold both cuts: of other factors, or nested parts of one."""
-    if one.factor != other.factor:
-        return True
-    first, last = sorted((one, other), key=lambda cut: (cut.outer, cut.outer * cut.extent))
-    return (one.outer, one.extent) == (other.outer, other.extent) or (
-        first.outer * first.extent <= last.outer
+    return one.factor != other.factor or compatible(
+        Split(0, one.outer, one.extent), Split(0, other.outer, other.extent)
     )
