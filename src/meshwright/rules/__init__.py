@@ -5,6 +5,7 @@ from meshwright.rules import (
     convolution,
     embedding,
     factory,
+    indexing,
     losses,
     matmul,
     normalisation,
@@ -16,7 +17,7 @@ from meshwright.rules.registry import rule_of, rules_of, targets
 from meshwright.rules.types import Factor, FactorCut, OpRule
 
 _FAMILIES = (
-    attention, convolution, embedding, factory, losses,
+    attention, convolution, embedding, factory, indexing, losses,
     matmul, normalisation, pointwise, reduction, views,
 )  # fmt: skip
 

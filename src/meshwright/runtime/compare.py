@@ -179,4 +179,4 @@ def _relative_number(mine: float, theirs: float) -> float:
 
 
 def _largest(x: Tensor) -> float:
-    return float(x.detach().abs().max()) if x.numel() else 0.0
+    return float(x.detach().double().abs().max()) if x.numel() else 0.0
