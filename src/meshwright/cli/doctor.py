@@ -15,6 +15,7 @@ import typer
 
 from meshwright.cli import options as given
 from meshwright.cli.output import Output
+from meshwright.cli.processes import cores_here
 from meshwright.errors import MeshwrightError, RunError
 
 _PROCESSES = 2
@@ -72,8 +73,7 @@ def _torch() -> list[Check]:
 
 
 def _cores() -> list[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [Check("cores", bool(cores), True, f"{cores} to use")]
+    return [Check("cores", True, True, f"{cores_here()} to use")]
 
 
 def _memory() -> list[Check]:

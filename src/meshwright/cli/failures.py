@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import typer
 from rich.console import Console
@@ -69,7 +69,11 @@ def has_shown_help(error: BaseException) -> bool:
 
 
 def tell(failure: Failure, as_json: bool) -> None:
-    if as_json:
+    """One object on standard output, or text on standard error; other ranks have text alone."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        failure = replace(failure, message=f"Rank {rank}: {failure.message}")
+    elif as_json:
         words = {"kind": failure.kind, "message": failure.message, "remedy": failure.remedy}
         write_json({"error": words})
         return

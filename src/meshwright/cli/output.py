@@ -24,6 +24,8 @@ Update = Callable[[str], None]
 class Output:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        # Of the processes of a torchrun the first alone speaks, but for its errors.
+        self._speaks = os.environ.get("RANK", "0") == "0"
         self.err = Console(stderr=True, highlight=False)
         self.out = Console(highlight=False, quiet=as_json)
         self._object: Mapping[str, Any] | None = None
@@ -56,12 +58,13 @@ class Output:
 
     def note(self, text: str) -> None:
         """Something to know that is not the result."""
-        self.err.print(text, style="dim", markup=False, soft_wrap=not self.err.is_terminal)
+        if self._speaks:
+            self.err.print(text, style="dim", markup=False, soft_wrap=not self.err.is_terminal)
 
     @contextlib.contextmanager
     def status(self, text: str) -> Iterator[Update]:
         """A spinner on a terminal, nothing in a file; yields what changes its text."""
-        if not self.err.is_terminal:
+        if not self.err.is_terminal or not self._speaks:
             yield lambda text: None
             return
         with self.err.status(text) as status:

@@ -6,14 +6,13 @@ command's help does not wait for them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshwright.cli.output import Output
-from meshwright.cli.processes import World, torchrun_world
+from meshwright.cli.processes import World, cores_here, torchrun_world
 from meshwright.cli.profiles import local_profile
 from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.profile_file import load_profile
@@ -167,6 +166,14 @@ def load_model(reference: str, options: dict[str, str]) -> Task:
         ) from error
 
 
+def learning_rate(asked: float | None, optimizer: str) -> float:
+    if asked is None:
+        return LEARNING_RATES[optimizer]
+    if not asked > 0:
+        raise UsageError(f"The learning rate is {asked:g}.", "Give a positive one, such as 1e-3.")
+    return asked
+
+
 def is_local(cluster: str) -> bool:
     return cluster == "local" or cluster.startswith("local:")
 
@@ -231,7 +238,7 @@ def local_cluster(text: str) -> Cluster:
 
 
 def _check_cores(cluster: Cluster) -> None:
-    cores = os.cpu_count() or 1
+    cores = cores_here()
     if is_local(cluster.text) and cluster.size > MOST_PROCESSES_A_CORE * cores:
         raise UsageError(
             f"The cluster {cluster.text} puts {cluster.size} processes on this machine's {cores} "

@@ -25,6 +25,13 @@ class World:
     hosts: int
 
 
+def cores_here() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def torchrun_world() -> World | None:
     """None where torchrun did not start this process."""
     variables = os.environ

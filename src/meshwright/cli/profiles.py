@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from meshwright.cli.output import Output
+from meshwright.cli.processes import cores_here
 from meshwright.cluster.profile_file import load_profile, save_profile
 from meshwright.cluster.types import Profile
 from meshwright.errors import ClusterError
@@ -60,8 +61,7 @@ def cached_profile(processes: int) -> Profile | None:
 
 def profile_path(processes: int) -> Path:
     """Named after all that changes what calibration finds."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts = (platform.node(), platform.machine(), _processor(), str(cores), _torch())
+    facts = (platform.node(), platform.machine(), _processor(), str(cores_here()), _torch())
     digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:10]
     return cache_folder() / f"profile-{processes}-{digest}.json"
 

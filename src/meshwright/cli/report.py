@@ -81,7 +81,8 @@ def run_data(run: Path) -> tuple[ReportData, list[str]]:
     data = ReportData(
         title=f"{plan.model} on {plan.cluster}",
         plan=plan,
-        losses=tuple((int(line["step"]), float(line["loss"])) for line in metrics or ()),
+        # A run that was resumed in its folder has logged some steps twice.
+        losses=tuple({int(line["step"]): float(line["loss"]) for line in metrics or ()}.items()),
         measured=measured,
         memory_curve=tuple(
             MemoryPoint.model_validate(point) for point in summary.get("memory_curve", ())

@@ -57,7 +57,8 @@ def train(
     debug: given.Debug = False,
 ) -> None:
     """Train by a plan on this machine's processes, or as one of torchrun's."""
-    from meshwright.cli.prepare import LEARNING_RATES, Request, make_plan, prepare
+    from meshwright.cli.prepare import Request, make_plan, prepare
+    from meshwright.cli.prepare import learning_rate as rate_of
     from meshwright.plan.file import save_plan
 
     with Output(json) as out:
@@ -67,6 +68,7 @@ def train(
         )  # fmt: skip
         checkpoint = checkpoint_to_resume(resume) if resume else None
         prepared = prepare(request, out, measure=True, fallback=run_dir)
+        rate = rate_of(learning_rate, prepared.optimizer)
         check_startable(prepared.cluster, prepared.local, "train", model)
         made = make_plan(prepared, out)
         run = run_folder(run_dir, prepared.task.name)
@@ -81,7 +83,7 @@ def train(
             "steps": steps,
             "seed": seed,
             "optimizer": prepared.optimizer,
-            "learning_rate": learning_rate or LEARNING_RATES[prepared.optimizer],
+            "learning_rate": rate,
             "run": str(run),
             "resume": str(checkpoint) if checkpoint else None,
             "save_every": save_every,

@@ -41,7 +41,8 @@ def verify(
     Exits with 5 when a number or a collective is not as it should be.
     """
     from meshwright.cli.as_json import run_json
-    from meshwright.cli.prepare import LEARNING_RATES, Request, make_plan, prepare
+    from meshwright.cli.prepare import Request, make_plan, prepare
+    from meshwright.cli.prepare import learning_rate as rate_of
 
     with Output(json) as out, tempfile.TemporaryDirectory(prefix="meshwright-verify-") as folder:
         request = Request(
@@ -50,6 +51,7 @@ def verify(
             optimizer or "sgd-momentum", profile, no_calibrate, plan_file,
         )  # fmt: skip
         prepared = prepare(request, out, measure=True)
+        rate = rate_of(learning_rate, prepared.optimizer)
         check_startable(prepared.cluster, prepared.local, "verify", model)
         made = make_plan(prepared, out)
         if made.optimizer != prepared.optimizer:
@@ -62,7 +64,7 @@ def verify(
             "steps": steps,
             "seed": seed,
             "optimizer": prepared.optimizer,
-            "learning_rate": learning_rate or LEARNING_RATES[prepared.optimizer],
+            "learning_rate": rate,
             "device": "cpu" if prepared.local else None,
         }
         with out.status("Starting processes") as update:
