@@ -21,11 +21,13 @@ from meshwright.capture.trace import Captured, capture
 from meshwright.cluster.mesh import Mesh
 from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.types import Cluster, Profile
+from meshwright.cost.flops import op_flops
 from meshwright.cost.memory import optimizer_cost
 from meshwright.errors import UsageError
 from meshwright.layout.assignment import assign
 from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
+from meshwright.layout.origins import origins
 from meshwright.lower.lower import lower
 from meshwright.plan.check import check_devices, check_plan
 from meshwright.plan.file import load_plan
@@ -167,7 +169,7 @@ def plan(
     search_s = time.perf_counter() - started - (model.capture_s - captured_before)
     best = found.best.candidate
     started = time.perf_counter()
-    _lower(model, best, clip_norm is not None)
+    lowered = _lower(model, best, clip_norm is not None)
     lower_s = time.perf_counter() - started
     return Plan(
         meshwright_version=__version__,
@@ -184,6 +186,7 @@ def plan(
         decisions=best.decisions,
         parameters=best.parameters,
         predicted=found.best.prediction,
+        origins=origins(lowered, best.microbatches),
         why=found.why,
         alternatives=(*(_alternative(other) for other in found.others),),
         capture_s=model.capture_s,
@@ -212,8 +215,6 @@ def predict(
     result: Simulation, program: Program, mesh: Mesh, microbatches: int, cluster: Cluster
 ) -> Prediction:
     """What the simulation says, with rates: tokens (or examples) and model FLOPs per second."""
-    from meshwright.cost.flops import op_flops
-
     flops = microbatches * sum(op_flops(op, program.values) for op in program.ops)
     peak = cluster.groups[0].profile.peak_flops
     tokens = microbatches * tokens_of(program)

@@ -36,6 +36,7 @@ def format_plan(plan: Plan) -> str:
     lines += ["", f"  {plan.why}" if plan.why else ""]
     lines += ["", "  Collectives per device and step"]
     lines += _collectives(predicted.collectives)
+    lines += _origins(plan)
     lines += ["", "  Sharded over the mesh"]
     lines += _decisions(plan)
     lines += ["", "  Parameters"]
@@ -60,6 +61,20 @@ def _collectives(collectives: Sequence[Collective]) -> list[str]:
         return ["    none"]
     rows = [(c.kind, c.axis, str(c.count), nbytes(c.bytes)) for c in collectives]
     return table(("kind", "axis", "count", "bytes"), rows)
+
+
+def _origins(plan: Plan, most: int = 16) -> list[str]:
+    if len(plan.origins) < 2:
+        return []
+    rows = [
+        (item.part, item.kind, item.axis, str(item.count), item.module or "top module")
+        for item in plan.origins
+    ]
+    lines = ["", "  Which come from"]
+    lines += table(("part of the step", "kind", "axis", "count", "module"), rows[:most])
+    if len(rows) > most:
+        lines.append(f"    and {len(rows) - most} more; the plan's file lists them all")
+    return lines
 
 
 def _decisions(plan: Plan) -> list[str]:

@@ -59,6 +59,16 @@ class Collective(Record):
     bytes: int
 
 
+class CollectiveOrigin(Collective):
+    """Collectives of one part of the step that one module (or block, numbers as *) needs.
+
+    `part` is `gather` or `reduce` or `clip` (once a step), `forward` or `backward`.
+    """
+
+    part: str
+    module: str
+
+
 class Prediction(Record):
     step_time_s: float
     peak_memory_bytes: int
@@ -96,6 +106,7 @@ class Plan(Record):
     decisions: tuple[Decision, ...] = ()
     parameters: dict[str, ParameterPlan] = Field(default_factory=dict)
     predicted: Prediction
+    origins: tuple[CollectiveOrigin, ...] = ()
     why: str = ""
     alternatives: tuple[Alternative, ...] = ()
     gap: float | None = None
