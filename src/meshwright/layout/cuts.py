@@ -62,6 +62,8 @@ def compatible(one: Split, other: Split) -> bool:
 
 def ordered(layout: Layout, mesh: Mesh) -> Layout:
     """The same layout with its cuts in the order of the mesh's axes, the canonical one."""
+    if len(layout.shards) < 2 and len(layout.partial) < 2:
+        return layout
     position = {name: k for k, name in enumerate(mesh.names)}
     return Layout(
         tuple(sorted(layout.shards, key=lambda item: position[item[0]])),

@@ -41,7 +41,7 @@ class Group:
         return self.members.get(member[0]) == member[1]
 
 
-@dataclass
+@dataclass(eq=False)
 class Analysis:
     """A Program with its rules and who uses what; groups are found on demand and kept."""
 
@@ -64,6 +64,11 @@ class Analysis:
                 if result is not None and made is not None:
                     found[result].append((op, rule, made))
         return {name: tuple(items) for name, items in found.items()}
+
+    @cached_property
+    def operands(self) -> Mapping[str, tuple[str, ...]]:
+        """What each op uses, by the op's name, in the order of its rule's operands."""
+        return {op.name: tuple(op.operands()) for op in self.program.ops}
 
     @cached_property
     def by_name(self) -> Mapping[str, Op]:

@@ -58,13 +58,16 @@ class Layout:
         return None
 
     def with_shard(self, axis: str, split: Split) -> Layout:
-        return Layout((*self.without(axis).shards, (axis, split)), self.without(axis).partial)
+        bare = self.without(axis)
+        return Layout((*bare.shards, (axis, split)), bare.partial)
 
     def with_partial(self, axis: str, reduce: Reduce) -> Layout:
         bare = self.without(axis)
         return Layout(bare.shards, tuple(sorted((*bare.partial, (axis, reduce)))))
 
     def without(self, axis: str) -> Layout:
+        if not self.shards and not self.partial:
+            return self
         return Layout(
             tuple(item for item in self.shards if item[0] != axis),
             tuple(item for item in self.partial if item[0] != axis),

@@ -136,10 +136,10 @@ class Builder:
 
     def convert(self, value: str, layout: Layout, source: Source) -> str:
         """The value in `layout`, by way of the steps of `transition`."""
-        if layout is self.whole[value].layout:
+        if layout == self.whole[value].layout:
             return value
         layout = ordered(layout, self.mesh)
-        if self.whole[value].layout == layout:
+        if layout == self.whole[value].layout:
             return value
         key = (value, layout)
         found = self._converted.get(key)
@@ -149,6 +149,15 @@ class Builder:
                 found = self._step(found, step, source)
             self._converted[key] = found
         return found
+
+    def reached(self, value: str, layout: Layout) -> str:
+        """The furthest that kept conversions have brought a value on its way to `layout`."""
+        for step in transition(self.whole[value].layout, ordered(layout, self.mesh)):
+            kept = self._converted.get((value, ordered(step.after, self.mesh)))
+            if kept is None:
+                break
+            value = kept
+        return value
 
     def forget(self, value: str) -> None:
         """Drop kept conversions of a value, so that the next use makes them anew."""

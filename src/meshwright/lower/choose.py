@@ -16,19 +16,21 @@ def choose(
     op: Op,
     rule: OpRule,
     assignment: Assignment,
+    operands: Sequence[str],
     layouts: Sequence[Layout],
     values: Mapping[str, Value],
 ) -> dict[str, FactorCut]:
     """The cut of each axis of the mesh; an axis that is not a key computes replicas.
 
-    `layouts` are the operands' current ones. What the groups want of the
+    `layouts` are the current ones of the `operands`. What the groups want of the
     results goes first, then how the operands already lie, where the cut that
     leaves most bytes where they are wins.
     """
     chosen: dict[str, FactorCut] = {}
-    operands = tuple(op.operands())
     for axis in assignment.mesh.names:
         wanted = assignment.wanted[axis]
+        if not wanted and not any(layout.shards for layout in layouts):
+            continue
         parts = assignment.mesh.extent(axis)
         candidates: dict[FactorCut, int] = {}
         for result, dims in zip(op.results, rule.results, strict=True):

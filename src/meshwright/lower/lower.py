@@ -56,9 +56,10 @@ class _Lowering:
         self.streams = {
             op.name: k for k, op in enumerate(op for op in self.program.ops if op.target in RANDOM)
         }
-        self.gradient_of = {
-            value: path for path, value in self.program.gradients.items() if value is not None
-        }
+        self.gradient_of: dict[str, list[str]] = {}
+        for path, value in self.program.gradients.items():
+            if value is not None:
+                self.gradient_of.setdefault(value, []).append(path)
         self.accumulated: dict[str, str] = {}
         self.buffer_updates: dict[str, str] = {}
 
@@ -80,11 +81,12 @@ class _Lowering:
         saved = tuple(name for name in backward_section.inputs if name in made)
         outputs = tuple(dict.fromkeys((loss, *self.buffer_updates.values(), *saved)))
         forward_section = section(forward, outputs)
+        from_gather = {name for op in gather for name in op.results}
         gathered = tuple(
             dict.fromkeys(
                 name
                 for name in (*forward_section.inputs, *backward_section.inputs)
-                if any(name in op.results for op in gather)
+                if name in from_gather
             )
         )
         needed = used_by(
@@ -199,10 +201,10 @@ class _Lowering:
 
     def _op(self, op: Op) -> None:
         rule = self.analysis.rules[op.name]
-        names = tuple(op.operands())
+        names = self.analysis.operands[op.name]
         operands = [self._find(name) for name in names]
         layouts = [self.b.whole[name].layout for name in operands]
-        chosen = choose(op, rule, self.assignment, layouts, self.program.values)
+        chosen = choose(op, rule, self.assignment, names, layouts, self.program.values)
         kept = self._pending(rule, layouts, chosen)
         for position, dims in enumerate(rule.operands):
             shards = []
@@ -366,7 +368,7 @@ class _Lowering:
 
     def _gradient(self, value: str, local: str) -> None:
         """A gradient is complete: reduce it now where its parameter's residency ends here."""
-        for path in [p for p, v in self.program.gradients.items() if v == value]:
+        for path in self.gradient_of[value]:
             parameter = self.assignment.parameters[path]
             if parameter.residency in ("microbatch", "use"):
                 local = self.b.convert(local, parameter.storage, _REDUCE)
@@ -377,6 +379,10 @@ class _Lowering:
         for path, value in self.program.gradients.items():
             if value is not None and path not in self.accumulated:
                 self._gradient(value, self._find(value))
+        # A backward op may have needed a gradient reduced already; that is what adds up then.
+        for path, local in self.accumulated.items():
+            storage = self.assignment.parameters[path].storage
+            self.accumulated[path] = self.b.reached(local, storage)
 
     def _reduce(self) -> tuple[Section, tuple[tuple[str, Parameter], ...]]:
         """Once a step: bring accumulated gradients to the layout of storage, latest first made."""

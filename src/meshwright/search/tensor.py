@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from meshwright.cost.flops import op_flops
 from meshwright.layout.groups import Analysis, Group, Member
@@ -32,6 +33,7 @@ class GroupClass:
     parameter_bytes: int
 
 
+@lru_cache(maxsize=8)
 def tensor_groups(analysis: Analysis, parts: int) -> tuple[Group, ...]:
     """Groups to cut over an axis of `parts` devices, in program order; none when nothing can be."""
     chosen: list[GroupClass] = []
