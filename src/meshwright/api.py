@@ -355,13 +355,16 @@ def one_device(
     )
 
 
+_make_plan = plan  # for `verify`, whose argument has the same name
+
+
 def verify(
     task: Task,
     cluster: str | Cluster = "local:4",
     strategy: str = "auto",
     *,
     steps: int = 3,
-    plan_: Plan | None = None,
+    plan: Plan | None = None,
     optimizer: OptimizerFactory = sgd,
     batches: Iterable[Any] | None = None,
     seed: int = 0,
@@ -371,11 +374,12 @@ def verify(
 ) -> Comparison:
     """Is the planned step the single-device step? All ranks run in lockstep in this process.
 
+    plan: one to verify instead of the one that the strategy gives.
     batches: global batches to step on; None repeats the example batch `steps` times.
     `meshwright verify` does the same on real processes, and measures time and memory.
     """
     model = model or Model(task)
-    made = plan_ or plan(
+    made = plan or _make_plan(
         task, cluster, strategy, model=model, microbatches=microbatches, clip_norm=clip_norm
     )
     given = list(batches) if batches is not None else [task.batch] * steps

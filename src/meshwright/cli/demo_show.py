@@ -22,7 +22,12 @@ _SHOWN = 9
 
 def show_candidates(console: Console, made: Plan) -> None:
     """Candidates with the chosen one marked, and why it was chosen."""
-    table = Table(box=box.SIMPLE_HEAD, title="Candidates, per device and step", title_justify="left", pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="Candidates, per device and step",
+        title_justify="left",
+        pad_edge=False,
+    )
     for head in ("", "strategy", "mesh"):
         table.add_column(head, no_wrap=True)
     for head in ("step time", "peak", "coll.", "bytes"):
