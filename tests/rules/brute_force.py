@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rule_cases import Case
 from torch import Tensor
 
 from meshwright.cluster.mesh import Mesh
@@ -19,6 +18,7 @@ from meshwright.program.types import Argument, Op, Ref, Symbol, Value
 from meshwright.rules import FactorCut, OpRule, rule_of
 from meshwright.runtime.place import local_part
 from meshwright.runtime.primitives import Cut, positions
+from rules.rule_cases import Case
 
 AXIS = "x"
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from brute_force import cuts_of, record, run_in_parts, run_op
-from rule_cases import CASES, Case, all_cases
 from torch import Tensor
 
 from meshwright.lower.choose import allowed
 from meshwright.lower.special_random import RANDOM
 from meshwright.rules import targets
+from rules.brute_force import cuts_of, record, run_in_parts, run_op
+from rules.rule_cases import CASES, Case, all_cases
 
 # Whose results are not a function of the operands.
 UNDEFINED = frozenset({"empty.memory_format", "empty_like.default", "new_empty.default"})

@@ -67,9 +67,10 @@ class Site:
             )
         )  # fmt: skip
 
-    def empty(self, shape: tuple[int, ...], layout: Layout) -> bool:
-        """Whether this device holds nothing of a tensor."""
-        return 0 in self.b.local(shape, layout)
+    @property
+    def empty(self) -> bool:
+        """Whether this device holds nothing of one of the operands."""
+        return any(0 in self.b.values[name].shape for name in self.operands)
 
     def convert(self, value: Ref, layout: Layout) -> Ref:
         return Ref(self.b.convert(value.name, layout, self.op.source))
@@ -121,7 +122,7 @@ def bias_once(site: Site) -> tuple[str | None, ...]:
         args = (site.operand(0), site.operand(1), None, *site.op.args[3:])
         made = (
             site.fill(0, shape, layout)
-            if site.empty(shape, layout)
+            if site.empty
             else site.emit("aten.convolution.default", args, shape, layout)
         )
         shards = tuple(

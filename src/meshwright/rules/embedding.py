@@ -20,7 +20,7 @@ def embedding(call: Call) -> OpRule:
 def embedding_dense_backward(call: Call) -> OpRule:
     """(grad […, D], indices […], num_weights, padding_idx, scale_grad_by_freq) -> [V, D].
 
-    Scaling by frequency counts indices over the whole batch, so then only D can be cut.
+    Scaling by frequency counts every index of the whole batch, so then only D can be cut.
     """
     names = letters(len(call.shapes[1]))
     scaled = bool(call.arg(4, "scale_grad_by_freq", False))
@@ -28,6 +28,6 @@ def embedding_dense_backward(call: Call) -> OpRule:
         f"{names}z,{names}->vz",
         call.shapes,
         call.results,
-        fixed=names if scaled else "",
+        fixed=f"{names}v" if scaled else "",
         special={"v": "embedding_rows_backward"},
     )
