@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -7,19 +8,8 @@ from report_samples import sample
 
 from meshwright.report.page import write_report
 
-BROWSER = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (found := shutil.which(name))
-    ),
-    None,
-)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine"),
-]
+# Installing a browser may come first, once.
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 QUIET = [
     "--headless",
@@ -33,12 +23,38 @@ QUIET = [
 ]
 
 
+def installed() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A Chromium, from Debian's packages where this machine has none and allows it."""
+    if found := installed():
+        return found
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip("there is no Chromium here, and installing one needs root and apt-get")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for words in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+        try:
+            done = subprocess.run(
+                ["apt-get", "-qq", *words], env=environment, capture_output=True, text=True,
+                timeout=400, check=False, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"there is no Chromium here: apt-get {words[0]} took over 400 s")
+    if found := installed():
+        return found
+    pytest.skip(f"there is no Chromium here, and apt-get can't install it: {done.stderr[-300:]}")
+
+
 @pytest.fixture
-def browse(tmp_path_factory):
+def browse(chromium, tmp_path_factory):
     def run(*arguments: str) -> str:
         profile = tmp_path_factory.mktemp("profile")
         done = subprocess.run(
-            [BROWSER, *QUIET, f"--user-data-dir={profile}", *arguments],
+            [chromium, *QUIET, f"--user-data-dir={profile}", *arguments],
             capture_output=True,
             text=True,
             timeout=90,
