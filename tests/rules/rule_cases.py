@@ -253,6 +253,7 @@ for name in words("max min"):
 case("sum.dim_IntList", t(4, 6, 5), [0, -1])
 case("sum.dim_IntList", t(4, 6, 5), [1], True, note="keepdim")
 case("sum.dim_IntList", t(4, 6), None, note="all dims")
+case("prod.dim_int", t(4, 6), 1, True)
 case("mean.dim", t(4, 6, 5), [0, 2])
 case("mean.dim", t(4, 6, 5), [-1], True, note="keepdim")
 case("any.dim", t(6, 5, of=flags), 1)

@@ -282,7 +282,7 @@ def nll_loss_backward(site: Site) -> tuple[str | None, ...]:
     weight = site.operand(3) if isinstance(site.op.args[3], Ref) else None
     total = site.operand(len(site.operands) - 1)
     made = site.emit(
-        site.op.target,
+        "mesh.nll_loss_backward",
         (site.operand(0), scores, target, weight, site.op.args[4], ignore, total),
         shape,
         layout,

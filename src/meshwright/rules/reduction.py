@@ -57,7 +57,7 @@ def amin(call: Call) -> OpRule:
     return _reduction(call, "min")
 
 
-@rule("aten.prod.default")
+@rule("aten.prod.default", "aten.prod.dim_int")
 def prod(call: Call) -> OpRule:
     return _reduction(call, "prod")
 

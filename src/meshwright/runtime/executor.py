@@ -51,6 +51,13 @@ class Executable:
         """
         section = self._sections[name]
         taken = {} if taken is None else taken
-        values = [taken.pop(value) if value in taken else kept[value] for value in section.inputs]
+        values = [
+            taken.pop(value)
+            if value in taken
+            else kept[value]
+            if value in kept
+            else self._constants[value]
+            for value in section.inputs
+        ]
         outputs = self._runs[name](values)
         return dict(zip(section.outputs, outputs, strict=True))

@@ -52,6 +52,7 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         "mesh.local_index": local_index,
         "mesh.embedding_rows": embedding_rows,
         "mesh.nll_loss": nll_loss,
+        "mesh.nll_loss_backward": nll_loss_backward,
         "mesh.amax": amax,
         "mesh.batch_norm_apply": batch_norm_apply,
     }
@@ -127,6 +128,22 @@ def nll_loss(
         return scores.new_zeros(target.shape if reduction == 0 else (2,))
     loss, total = op(scores, target, weight, reduction, ignore)
     return loss if reduction == 0 else torch.stack((loss, total))
+
+
+def nll_loss_backward(
+    gradient: Tensor,
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore: int,
+    total: Tensor,
+) -> Tensor:
+    """As PyTorch's, for scores of any strides."""
+    spatial = scores.dim() == 4
+    op = torch.ops.aten.nll_loss2d_backward if spatial else torch.ops.aten.nll_loss_backward
+    made: Tensor = op(gradient, scores.contiguous(), target, weight, reduction, ignore, total)
+    return made
 
 
 def amax(x: Tensor, dim: int) -> Tensor:
