@@ -94,8 +94,9 @@ def resolve(analysis: Analysis, decision: Decision) -> tuple[str, Split]:
             "Correct the dim in the plan, or plan again.",
         )
     size = value.shape[decision.dim]
-    extent = decision.extent if decision.extent is not None else size // decision.outer
-    if extent < 1 or decision.outer < 1 or size % (decision.outer * extent):
+    outer = decision.outer
+    extent = decision.extent if decision.extent is not None else size // max(outer, 1)
+    if extent < 1 or outer < 1 or size % (outer * extent):
         raise PlanError(
             f"The plan views dim {decision.dim} of {decision.value} (size {size}) as "
             f"[{decision.outer}, {extent}, …], which does not divide it.",
@@ -122,6 +123,12 @@ def _store(
         )
         plan = parameters.get(item.path, ParameterPlan())
         storage = compute
+        if plan.storage_dim is not None and not 0 <= plan.storage_dim < len(shape):
+            raise PlanError(
+                f"The plan stores {item.path} cut along dim {plan.storage_dim}, but its shape is "
+                f"{list(shape)}.",
+                "Correct storage_dim in the plan, or plan again.",
+            )
         for axis in plan.storage_axes:
             if axis not in mesh.names:
                 raise PlanError(

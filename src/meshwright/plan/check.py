@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from meshwright.errors import PlanError
 from meshwright.plan.types import Plan
 from meshwright.program.fingerprint import parameters_fingerprint
@@ -10,11 +12,17 @@ from meshwright.program.types import Program
 
 def check_plan(plan: Plan, program: Program) -> None:
     """Raises PlanError, naming the first parameter that differs, when it is for another model."""
-    if plan.parameters_fingerprint == parameters_fingerprint(program):
-        return
     mine = {item.path for item in program.inputs_of("parameter")}
     planned = set(plan.parameters)
     missing, extra = sorted(planned - mine), sorted(mine - planned)
+    if plan.parameters_fingerprint == parameters_fingerprint(program):
+        if not missing:
+            return
+        close = difflib.get_close_matches(missing[0], sorted(mine), 1)
+        raise PlanError(
+            f"The plan says how '{missing[0]}' is stored, which this model does not have.",
+            (f"Did you mean '{close[0]}'? " if close else "") + "Correct the name in the plan.",
+        )
     if missing:
         difference = f"it plans for '{missing[0]}', which this model does not have"
     elif extra:

@@ -43,7 +43,7 @@ def parse_strategy(text: str) -> Strategy:
         if name == "auto" and not value:
             auto = True
         elif name in AXES:
-            axes[name] = _number(text, part, value, at_least=1) if value else 0
+            axes[name] = _number(text, part, value, at_least=1) if "=" in part else 0
         elif name == "zero":
             zero = _number(text, part, value, at_least=0)
             if zero > 3:
