@@ -57,10 +57,9 @@ def train(payload: Payload, progress: Callback = report) -> dict[str, Any]:
             batch = batches[number]
             job.reset_counts()
             if number - first == profile_step:
-                job.trainer.drop_gradients()  # the profiler doesn't see older memory freed
-                held = state_bytes(job)
-                trace = run / "trace.json" if job.comm.rank == 0 else None
-                peak = measure_peak(lambda: job.step(batch), job.device.type, trace)  # noqa: B023
+                held, peak = measured_step(
+                    job, batch, run / "trace.json" if job.comm.rank == 0 else None
+                )
                 metrics = peak.result
             else:
                 metrics = job.step(batch)
@@ -123,10 +122,7 @@ def verify(payload: Payload, progress: Callback = report) -> dict[str, Any]:
         job.reset_counts()
         seconds.append(job.step(batch).seconds)
     executed = job.executed()
-    job.trainer.drop_gradients()
-    held = state_bytes(job)
-    batch = batches[next(steps)]
-    peak = measure_peak(lambda: job.step(batch), job.device.type)
+    held, peak = measured_step(job, batches[next(steps)])
     return found | {
         "executed": [c.model_dump() for c in executed],
         "step_time_s": statistics.median(seconds),
@@ -155,6 +151,17 @@ def greet(payload: Payload) -> dict[str, Any]:
     """Join a run; every worker waits for all others before it ends. For `doctor`."""
     process = init_process("cpu", timeout_s=payload["timeout_s"])
     return {"rank": process.rank, "world": process.world}
+
+
+def measured_step(job: Job, batch: Any, trace: Path | None = None) -> tuple[int, Peak[Metrics]]:
+    """One step under the profiler: bytes held before it, and what it took beyond them."""
+    job.trainer.drop_gradients()  # the profiler doesn't see older memory freed
+    held = state_bytes(job)
+    job.comm.pause_s = 0.005
+    try:
+        return held, measure_peak(lambda: job.step(batch), job.device.type, trace)
+    finally:
+        job.comm.pause_s = 0.0
 
 
 def state_bytes(job: Job) -> int:
