@@ -6,7 +6,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def plan(
                 f"{microbatches}.",
                 "Say it once.",
             )
-        wanted = parse_strategy(f"{strategy},microbatches={microbatches}")
+        wanted = replace(wanted, microbatches=microbatches)
     optimizer_cost(optimizer)
     if clip_norm is not None and clip_norm <= 0:
         raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
@@ -156,12 +156,12 @@ def plan(
             memory_curve=False,
         )  # fmt: skip
         program = model.microbatch(candidate.microbatches)[0].program
-        return predict(result, program, candidate.mesh, candidate.microbatches, where)
+        return predict(result, program, candidate.microbatches, where)
 
     found = search(
         wanted,
         where.size,
-        where.groups[0].profile.memory_bytes,
+        where.memory_bytes,
         batch,
         lambda count: model.microbatch(count)[1],
         evaluate,
@@ -212,17 +212,16 @@ def _lower(model: Model, candidate: Candidate, clip: bool) -> LoweredProgram:
 
 
 def predict(
-    result: Simulation, program: Program, mesh: Mesh, microbatches: int, cluster: Cluster
+    result: Simulation, program: Program, microbatches: int, cluster: Cluster
 ) -> Prediction:
     """What the simulation says, with rates: tokens (or examples) and model FLOPs per second."""
     flops = microbatches * sum(op_flops(op, program.values) for op in program.ops)
-    peak = cluster.groups[0].profile.peak_flops
     tokens = microbatches * tokens_of(program)
     return Prediction(
         step_time_s=result.step_time_s,
         peak_memory_bytes=result.peak_memory_bytes,
         tokens_per_s=tokens / result.step_time_s if result.step_time_s else None,
-        mfu=flops / (result.step_time_s * mesh.size * peak) if result.step_time_s else None,
+        mfu=flops / (result.step_time_s * cluster.peak_flops) if result.step_time_s else None,
         collectives=result.collectives,
         compute_s=result.compute_s + result.optimizer_s,
         communication_s=result.communication_s,
@@ -242,15 +241,41 @@ def tokens_of(program: Program) -> int:
     return leaves[0].shape[0] if leaves and leaves[0].shape else 1
 
 
+def predict_again(
+    task: Task, plan: Plan, *, profile: Profile | None = None, model: Model | None = None
+) -> Plan:
+    """The plan with fresh predictions: for a file that was edited, or other measurements."""
+    model = model or Model(task)
+    program = model.microbatch(plan.microbatches)[0].program
+    check_plan(plan, program)
+    lowered = _lower_plan(model, plan)
+    cluster = parse_cluster(plan.cluster, profile)
+    result = simulate(
+        lowered, cluster, microbatches=plan.microbatches, optimizer=plan.optimizer,
+        memory_curve=False,
+    )  # fmt: skip
+    return plan.model_copy(
+        update={
+            "predicted": predict(result, program, plan.microbatches, cluster),
+            "origins": origins(lowered, plan.microbatches),
+        }
+    )
+
+
+def _lower_plan(model: Model, plan: Plan) -> LoweredProgram:
+    analysis = model.microbatch(plan.microbatches)[1]
+    mesh = Mesh(tuple(plan.mesh.items()))
+    clip = plan.clip_norm is not None
+    assignment = assign(analysis, mesh, plan.decisions, plan.parameters, clip)
+    return lower(analysis, assignment, mesh.coordinate(0))
+
+
 def simulate_plan(task: Task, plan: Plan, *, profile: Profile | None = None,
                   model: Model | None = None) -> Simulation:  # fmt: skip
     """The planned step simulated in full, with its timeline and memory curve."""
     model = model or Model(task)
-    analysis = model.microbatch(plan.microbatches)[1]
-    mesh = Mesh(tuple(plan.mesh.items()))
-    check_plan(plan, analysis.program)
-    assignment = assign(analysis, mesh, plan.decisions, plan.parameters, plan.clip_norm is not None)
-    lowered = lower(analysis, assignment, mesh.coordinate(0))
+    check_plan(plan, model.microbatch(plan.microbatches)[0].program)
+    lowered = _lower_plan(model, plan)
     cluster = parse_cluster(plan.cluster, profile)
     return simulate(lowered, cluster, microbatches=plan.microbatches, optimizer=plan.optimizer)
 

@@ -109,14 +109,16 @@ def prepare(request: Request, out: Output, *, optimizer: str = "adamw", measure:
 
 def make_plan(prepared: Prepared, out: Output, strategy: str | None = None) -> Plan:
     """The plan of the file, checked against the model, or a new one."""
-    from meshwright.api import plan
+    from meshwright.api import plan, predict_again
 
     model, request = prepared.model, prepared.request
     if prepared.given is not None:
         with out.status("Capturing the step"):
             program = model.microbatch(prepared.given.microbatches)[0].program
         check_plan(prepared.given, program)
-        return prepared.given
+        # The file may have been edited since, or be for another optimizer or measurement.
+        stepped = prepared.given.model_copy(update={"optimizer": prepared.optimizer})
+        return predict_again(prepared.task, stepped, profile=prepared.profile, model=model)
     with out.status("Capturing the step") as update:
         return plan(
             prepared.task,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,14 @@ def make_folder(run: Path) -> None:
             f"The run folder {run} can't be made: {error.strerror}.",
             "Name another with --run DIR.",
         ) from error
+
+
+@contextlib.contextmanager
+def scratch_folder(command: str) -> Iterator[Path]:
+    """A folder for the logs of processes, kept when they fail: the error names it."""
+    folder = Path(tempfile.mkdtemp(prefix=f"meshwright-{command}-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_startable(cluster: Cluster, local: bool, command: str, model: str) -> None:

@@ -21,7 +21,7 @@ from meshwright.cli.processes import (
     run_workers,
     with_checkpoint,
 )
-from meshwright.errors import RunError
+from meshwright.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from meshwright.cli.prepare import Prepared
@@ -72,6 +72,11 @@ def train(
         check_startable(prepared.cluster, prepared.local, "train", model)
         made = make_plan(prepared, out)
         run = run_folder(run_dir, prepared.task.name)
+        if resume is None and is_first() and last_checkpoint(run) is not None:
+            raise UsageError(
+                f"{run} holds an earlier run with checkpoints.",
+                "Give another folder, or go on from it with --resume.",
+            )
         make_folder(run)
         if is_first():
             save_plan(made, run / "plan.json")
@@ -130,7 +135,7 @@ def _finish(
     }
     simulation = simulate_plan(prepared.task, made, profile=prepared.profile, model=prepared.model)
     curves = {
-        "memory_limit_bytes": prepared.cluster.groups[0].profile.memory_bytes,
+        "memory_limit_bytes": prepared.cluster.memory_bytes,
         "memory_curve": [point.model_dump() for point in predicted_curve(simulation)],
         "measured_memory_curve": first["memory_curve"],
     }

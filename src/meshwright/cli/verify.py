@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,12 @@ import typer
 
 from meshwright.cli import options as given
 from meshwright.cli.output import Output
-from meshwright.cli.processes import check_startable, is_first, run_workers
+from meshwright.cli.processes import (
+    check_startable,
+    is_first,
+    run_workers,
+    scratch_folder,
+)
 from meshwright.errors import RunError
 
 
@@ -44,7 +48,7 @@ def verify(
     from meshwright.cli.prepare import Request, make_plan, prepare
     from meshwright.cli.prepare import learning_rate as rate_of
 
-    with Output(json) as out, tempfile.TemporaryDirectory(prefix="meshwright-verify-") as folder:
+    with Output(json) as out, scratch_folder("verify") as folder:
         request = Request(
             model, option, global_batch, cluster, strategy, microbatches, clip_norm,
             # A plan's own optimizer is not the default: see api.sgd for why.
@@ -54,9 +58,6 @@ def verify(
         rate = rate_of(learning_rate, prepared.optimizer)
         check_startable(prepared.cluster, prepared.local, "verify", model)
         made = make_plan(prepared, out)
-        if made.optimizer != prepared.optimizer:
-            out.note(f"The plan's figures are for {made.optimizer}; stepping with "
-                     f"{prepared.optimizer}.")  # fmt: skip
         payload = {
             "model": model,
             "options": prepared.options,

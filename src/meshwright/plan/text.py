@@ -8,7 +8,7 @@ from meshwright.plan.types import Collective, ParameterPlan, Plan
 
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 RESIDENCY_TEXT = {
-    "always": "whole on every device of the axis",
+    "always": "whole on every device",
     "step": "sharded between steps, gathered once a step",
     "microbatch": "sharded, gathered for each microbatch",
     "use": "sharded, gathered at each use",
@@ -96,14 +96,18 @@ def _decisions(plan: Plan) -> list[str]:
 
 
 def _residencies(parameters: dict[str, ParameterPlan]) -> list[str]:
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str, str], int] = {}
     for item in parameters.values():
-        key = (item.residency, ", ".join(item.storage_axes))
+        cut_over = [c.axis for c in item.cuts if c.axis not in item.storage_axes]
+        key = (item.residency, ", ".join(item.storage_axes), ", ".join(cut_over))
         counts[key] = counts.get(key, 0) + 1
-    return [
-        f"    {count} {RESIDENCY_TEXT[residency]}" + (f" (over {axes})" if axes else "")
-        for (residency, axes), count in counts.items()
-    ]
+    lines = []
+    for (residency, axes, cut), count in counts.items():
+        text = RESIDENCY_TEXT[residency] + (f" (over {axes})" if axes else "")
+        if cut:
+            text = f"cut over {cut}" + (f", and {text}" if axes else " for good")
+        lines.append(f"    {count} {text}")
+    return lines
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], indent: str = "    ") -> list[str]:

@@ -1,7 +1,7 @@
 """The Plan: a versioned JSON file, keyed by names, that says how a step is run.
 
-Pure data. `mesh`, `decisions`, `residency`, `microbatches` and `clip_norm`
-decide everything; `predicted`, `collectives` and `alternatives` are what the
+Pure data. `mesh`, `decisions`, `parameters`, `microbatches` and `clip_norm`
+decide everything; `predicted`, `origins` and `alternatives` are what the
 search saw when it chose.
 """
 
@@ -37,12 +37,26 @@ class Decision(Record):
     why: str = ""
 
 
+class ParameterCut(Record):
+    """One cut of a parameter as it is stored; see `Decision` for outer and extent."""
+
+    axis: str
+    dim: int
+    outer: int = 1
+    extent: int
+
+
 class ParameterPlan(Record):
-    """One parameter: how long its gathered form lives, and which axes its storage is cut over."""
+    """One parameter: how long its gathered form lives, and which axes its storage is cut over.
+
+    `cuts` says for a reader how it lies between steps; it follows from the
+    decisions and `storage_axes`, and is worked out anew wherever the plan is used.
+    """
 
     residency: Residency = "always"
     storage_axes: tuple[str, ...] = ()
     storage_dim: int | None = None
+    cuts: tuple[ParameterCut, ...] = ()
 
 
 class Collective(Record):

@@ -70,7 +70,8 @@ def launch(
         (exchange / "payload.json").write_text(json.dumps(dict(payload)))
         variables = _environment(exchange, processes, timeout_s) | dict(env or {})
         settings = [f"{name}={value}" for name, value in variables.items()]
-        python = [sys.executable, "-m", "meshwright.runtime.worker", worker]
+        # -P: a file of the user that is named like a library must not hide it.
+        python = [sys.executable, "-P", "-m", "meshwright.runtime.worker", worker]
         start = elastic_launch(_config(processes, logs, exchange), "env")
         with _quiet(), _signals_restored(), _tail(exchange / "progress.jsonl", progress):
             try:

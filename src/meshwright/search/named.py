@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import StrategyError
+from meshwright.layout.assignment import Parameter, assign
 from meshwright.layout.groups import Analysis, Group
-from meshwright.plan.types import Decision, ParameterPlan, Residency
+from meshwright.plan.types import Decision, ParameterCut, ParameterPlan, Residency
 from meshwright.search.tensor import tensor_groups
 from meshwright.search.types import Candidate
 
@@ -39,9 +40,22 @@ def candidate(
         parameters[item.path] = ParameterPlan(
             residency=residency, storage_axes=axes if residency != "always" else ()
         )
+    stored = assign(analysis, mesh, tuple(decisions), parameters).parameters
     return Candidate(
-        name or name_of(mesh, zero), mesh, zero, microbatches, tuple(decisions), parameters
+        name or name_of(mesh, zero), mesh, zero, microbatches, tuple(decisions),
+        {path: _as_stored(plan, stored[path]) for path, plan in parameters.items()},
+    )  # fmt: skip
+
+
+def _as_stored(plan: ParameterPlan, parameter: Parameter) -> ParameterPlan:
+    """The parameter's plan with its cuts; one that can't be cut further is always gathered."""
+    cuts = tuple(
+        ParameterCut(axis=axis, dim=split.dim, outer=split.outer, extent=split.extent)
+        for axis, split in parameter.storage.shards
     )
+    if parameter.storage == parameter.compute:
+        return ParameterPlan(cuts=cuts)
+    return plan.model_copy(update={"cuts": cuts})
 
 
 def name_of(mesh: Mesh, zero: int) -> str:

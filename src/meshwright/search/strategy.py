@@ -103,6 +103,11 @@ def mesh_for(strategy: Strategy, devices: int) -> Mesh:
         axes[name] = rest if position == 0 else 1
     if not open_axes and fixed != devices:
         raise StrategyError(_misfit(strategy, fixed, devices), _fitting(devices))
+    if strategy.zero and axes["data"] == 1 and devices > 1:
+        raise StrategyError(
+            f"The strategy '{strategy.text}' shards over the data axis, which has one device here.",
+            "Leave some devices to data, as in data=2,tensor=2,zero=1, or leave out zero.",
+        )
     return Mesh(tuple((name, axes[name]) for name in AXES if name in axes))
 
 

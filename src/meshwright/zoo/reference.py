@@ -18,6 +18,8 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+import torch
+
 from meshwright.errors import MeshwrightError, ModelError
 from meshwright.task import Task
 from meshwright.zoo.huggingface import huggingface_task
@@ -34,8 +36,16 @@ def load_task(reference: str, options: Mapping[str, Option] = MappingProxyType({
     """The Task that `reference` names, its factory called with `options`.
 
     Options may be words, as a command line has them. Raises ModelError for
-    whatever goes wrong, with the cause chained.
+    whatever goes wrong, with the cause chained. PyTorch's random numbers are seeded
+    for the factory alone, so that what it draws is the same in every process.
     """
+    # Every process of a run calls the factory, and must get the same batch and weights.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _load(reference, options)
+
+
+def _load(reference: str, options: Mapping[str, Option]) -> Task:
     place, separator, name = reference.rpartition(":")
     if not separator or not place or not name:
         raise ModelError(f"{reference!r} names no model.", FORMS)
