@@ -198,6 +198,8 @@ case("split.Tensor", t(12, 5), 4)
 case("split.Tensor", t(5, 12), 2, -1, note="last dim")
 case("split.Tensor", t(7, 6), 3, note="uneven parts")
 case("split.Tensor", t(3, 6), 1, note="parts of one")
+case("unsafe_split.Tensor", t(5, 12), 3, 1)
+case("unsafe_split_with_sizes.default", t(12, 6), [6, 6])
 case("chunk.default", t(12, 5), 3)
 case("split_with_sizes.default", t(12, 6), [4, 4, 4])
 case("split_with_sizes.default", t(12, 6), [3, 9], note="uneven parts")
@@ -342,6 +344,13 @@ computed("native_batch_norm_backward.default", lambda: _batch_norm_backward(True
 computed("native_batch_norm_backward.default", lambda: _batch_norm_backward(False), "evaluation")
 
 
+case("_weight_norm_interface.default", t(6, 4), t(6, 1), 0)
+case(
+    "_weight_norm_interface_backward.default",
+    t(6, 4), t(6, 4), t(6, 1, of=positive), t(6, 1, of=positive), 0,
+)  # fmt: skip
+
+
 # Convolution and pooling.
 def _convolution(groups: int, bias: bool, transposed: bool = False, n: int = 4) -> tuple[Any, ...]:
     channels_in, channels_out = 6, 4 * groups if not transposed else 6
@@ -443,6 +452,32 @@ case("embedding.default", t(6, 4), n(6, 10), 1, note="padding")
 case("embedding_dense_backward.default", t(3, 5, 4), n(6, 3, 5), 6, -1, False)
 case("embedding_dense_backward.default", t(10, 4), n(6, 10), 6, 1, False, note="padding")
 case("embedding_dense_backward.default", t(10, 4), n(6, 10), 6, -1, True, note="by frequency")
+
+
+# Indexing.
+for name in words("index _unsafe_index"):
+    case(f"{name}.Tensor", t(4, 6, 5), [None, n(6, 8)])
+    case(f"{name}.Tensor", t(4, 6, 5), [n(4, 3, 1), n(6, 1, 4)], note="two that broadcast")
+    case(f"{name}.Tensor", t(4, 6, 5), [n(4, 6), None, n(5, 6)], note="two apart")
+for name in words("index_put _unsafe_index_put"):
+    case(f"{name}.default", t(4, 6, 5), [None, n(6, 8)], t(4, 8, 5), True)
+    case(f"{name}.default", t(4, 6, 5), [n(4, 3)], t(), note="one number")
+    case(f"{name}.default", t(4, 6, 5), [n(4, 8), None, n(5, 8)], t(8, 6), True, note="apart")
+case("index_select.default", t(4, 6, 5), 1, n(6, 8))
+for name in words("index_add index_copy"):
+    case(f"{name}.default", t(4, 6, 5), 1, lambda: torch.tensor([4, 0, 3]), t(4, 3, 5))
+case("gather.default", t(4, 6), 1, n(6, 4, 3))
+case("gather.default", t(4, 6, 5), 0, n(4, 8, 6, 3), note="shorter")
+distinct = lambda: torch.arange(6).flip(0).expand(4, 6)[:, :3].contiguous()  # noqa: E731
+case("scatter.src", t(4, 6), 1, distinct, t(4, 3))
+case("scatter.src", t(4, 6), 1, distinct, t(5, 4), note="longer source")
+case("scatter.value", t(4, 6), 1, distinct, 2.0)
+case("scatter.value", t(6, 6), 1, distinct, 2.0, note="shorter index")
+case("scatter_add.default", t(4, 6), 1, n(6, 4, 8), t(4, 8))
+case("scatter_reduce.two", t(4, 6), 1, n(6, 4, 8), t(4, 8), "amax")
+case("topk.default", t(4, 6), 2)
+case("roll.default", t(4, 6), [2], [1])
+case("roll.default", t(4, 6), [2], note="as one")
 
 
 # Losses.

@@ -151,3 +151,24 @@ def batch_norm_backward(call: Call) -> OpRule:
         call.results,
         special=dict.fromkeys(others, "batch_norm_backward") if train else None,
     )
+
+
+def _weight_norm(call: Call, dim: int, forward: bool) -> OpRule:
+    """Each slice along `dim` is scaled by its own norm: that dim passes, the others stay whole."""
+    names = letters(len(call.shapes[0]))
+    scale = "".join(name if position == dim else "." for position, name in enumerate(names))
+    fixed = names.replace(names[dim], "")
+    operands = [names, scale] if forward else [names, names, scale, scale]
+    return einsum(",".join(operands) + f"->{names},{scale}", call.shapes, call.results, fixed=fixed)
+
+
+@rule("aten._weight_norm_interface.default")
+def weight_norm(call: Call) -> OpRule:
+    """(direction, scale, dim) -> (weight, norms)."""
+    return _weight_norm(call, call.integer(2, "dim"), True)
+
+
+@rule("aten._weight_norm_interface_backward.default")
+def weight_norm_backward(call: Call) -> OpRule:
+    """(grad, direction, scale, norms, dim) -> gradients of direction and scale."""
+    return _weight_norm(call, call.integer(4, "dim"), False)

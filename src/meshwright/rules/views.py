@@ -114,7 +114,7 @@ def expand(call: Call) -> OpRule:
     return OpRule(factors, (left,), (right,), "none", _with_shape(1))
 
 
-@rule("aten.split.Tensor", "aten.chunk.default")
+@rule("aten.split.Tensor", "aten.unsafe_split.Tensor", "aten.chunk.default")
 def split(call: Call) -> OpRule:
     """Equal parts: the dim is (part, within); every result holds `within`."""
     shape = call.shapes[0]
@@ -136,7 +136,7 @@ def _sizes(dim: int) -> Localize:
     return localize
 
 
-@rule("aten.split_with_sizes.default")
+@rule("aten.split_with_sizes.default", "aten.unsafe_split_with_sizes.default")
 def split_with_sizes(call: Call) -> OpRule:
     dim = normalise_dim(call.integer(2, "dim"), len(call.shapes[0]))
     sizes = set(call.ints(1, "split_sizes"))
