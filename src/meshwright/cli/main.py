@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -30,6 +31,8 @@ from meshwright.cli.train import train
 from meshwright.cli.verify import verify
 
 __all__ = ["main", "run"]
+
+_LONGEST_TELLING_S = 20
 
 _COMMANDS = (
     demo, plan, train, verify, simulate, explain, compare, calibrate, report, doctor
@@ -92,6 +95,9 @@ def run(words: Sequence[str]) -> int:
             traceback.print_exc()
         if is_mine_to_tell(error):
             tell(failure, "--json" in flags)
+        else:
+            # torchrun ends all processes when one ends badly: the one that tells goes first.
+            time.sleep(_LONGEST_TELLING_S)
         return failure.code
 
 
