@@ -57,9 +57,9 @@ def test_every_pointwise_op_has_a_family() -> None:
         ("aten._scaled_dot_product_flash_attention_for_cpu_backward.default", "attention"),
         ("mesh.all_reduce", "collective"),
         ("mesh.shard", "copy"),
-        ("mesh.dropout", "random"),
+        ("mesh.random", "random"),
         ("mesh.sum_of_squares", "reduction"),
-        ("mesh.masked_embedding", "pointwise"),
+        ("mesh.local_index", "pointwise"),
     ],
 )
 def test_family(target: str, family: str) -> None:
@@ -72,3 +72,16 @@ def test_unknown_ops_are_named(target: str) -> None:
         family_of(target)
     assert target in caught.value.message
     assert caught.value.remedy
+
+
+def test_every_op_of_our_own_has_a_family():
+    from meshwright.cluster.mesh import Mesh
+    from meshwright.runtime.collectives import SingleTransport
+    from meshwright.runtime.comm import Communicator
+    from meshwright.runtime.local_ops import RandomKey, local_ops
+
+    ours = local_ops(Communicator(Mesh(()), 0, SingleTransport()), RandomKey())
+    for target in ours:
+        family_of(target)
+    with pytest.raises(RuleError, match="unheard"):
+        family_of("mesh.unheard_of")

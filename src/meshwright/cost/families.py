@@ -142,12 +142,12 @@ COLLECTIVES: frozenset[str] = frozenset(
 _OWN: dict[str, Family] = {
     **dict.fromkeys(COLLECTIVES, "collective"),
     "shard": "copy",
-    "dropout": "random",
-    "uniform": "random",
     "random": "random",
-    "zeros": "factory",
+    "local_index": "pointwise",
+    "amax": "reduction",
     "embedding_rows": "indexing",
     "nll_loss": "reduction",
+    "nll_loss_backward": "indexing",
     "batch_norm_apply": "batch_norm",
     "sum_of_squares": "reduction",
 }  # fmt: skip
@@ -166,8 +166,8 @@ def family_of(target: str) -> Family:
     """
     namespace, _, rest = target.partition(".")
     name = rest.split(".")[0]
-    if namespace == "mesh":
-        return _OWN.get(name, "pointwise")
+    if namespace == "mesh" and name in _OWN:
+        return _OWN[name]
     family = _FAMILY_OF.get(name) or _FAMILY_OF.get(name.removesuffix("_"))
     if namespace != "aten" or family is None:
         if namespace == "aten" and name.startswith("special_"):
