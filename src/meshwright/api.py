@@ -140,7 +140,7 @@ def plan(
             )
         wanted = replace(wanted, microbatches=microbatches)
     optimizer_cost(optimizer)
-    if clip_norm is not None and clip_norm <= 0:
+    if clip_norm is not None and not 0 < clip_norm < float("inf"):
         raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
     model = model or Model(task)
     say("capturing the step")

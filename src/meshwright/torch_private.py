@@ -37,6 +37,8 @@ functionalization, to_functional, from_functional, is_functional
     C++ functionalization: in-place ops and writes through views reach a
     dispatch mode as pure ops. The public `torch.func.functionalize` can't be
     used around `torch.autograd.grad` and module state.
+forget_value
+    a fake made from a literal (`torch.tensor(0)`) remembers its value; a buffer must not.
 current_autograd_node, next_sequence_number
     which forward op a backward op differentiates.
 flatten_with_paths, flatten, key_path, tree_map, TreeSpec
@@ -80,6 +82,7 @@ __all__ = [
     "flatten",
     "flatten_with_paths",
     "forget_conversions",
+    "forget_value",
     "from_functional",
     "functionalization",
     "is_functional",
@@ -118,6 +121,12 @@ def unfused_recurrence() -> Iterator[None]:
 def to_functional(tensor: Tensor) -> Tensor:
     """A wrapper that turns writes into rebinding of the tensor that it holds."""
     return torch._to_functional_tensor(tensor)
+
+
+def forget_value(tensor: Tensor) -> None:
+    """Drop the value that a fake of a literal (`torch.tensor(0)`) remembers."""
+    if isinstance(tensor, FakeTensor):
+        tensor.constant = None
 
 
 def is_functional(tensor: Tensor) -> bool:

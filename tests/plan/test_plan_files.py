@@ -179,3 +179,29 @@ def test_the_same_input_gives_the_same_plan_in_any_process(strategy: str) -> Non
         found = json.loads(done.stdout)
         plans.append({key: value for key, value in found.items() if key not in TIMINGS})
     assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("microbatches", 0),
+        ("microbatches", -1),
+        ("microbatches", 10**20),
+        ("microbatches", True),
+        ("mesh", {"data": -2, "tensor": -2}),
+        ("mesh", {"data": 10**30}),
+        ("mesh", {"data": "2"}),
+        ("clip_norm", -1.0),
+        ("clip_norm", float("nan")),
+        ("global_batch", 0),
+    ],
+)
+def test_a_nonsense_number_is_refused_where_it_is_read(field, value):
+    text = json.loads(made().model_dump_json()) | {field: value}
+    with pytest.raises(PlanError, match=field):
+        parse_plan(json.dumps(text))
+
+
+def test_a_file_nested_without_end_is_refused():
+    with pytest.raises(PlanError, match="nested"):
+        parse_plan("[" * 100_000)

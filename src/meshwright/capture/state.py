@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from meshwright.torch_private import to_functional
+from meshwright.torch_private import forget_value, to_functional
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -59,6 +59,9 @@ def _replace(
             continue
         if id(tensor) not in wrapped:
             held.append(tensor)
+            # A buffer built from a literal is known by value, but its value changes from step
+            # to step: a branch on it must not be frozen as it was when the model was built.
+            forget_value(tensor)
             new = wrap(tensor)
             wrapped[id(tensor)] = wrapped[id(new)] = new
         table[key] = wrapped[id(tensor)]

@@ -75,7 +75,8 @@ def verify(
             )  # fmt: skip
         if not is_first():
             return
-        found = results[0]["comparison"] | run_json(made, results) | {"steps": steps}
+        found = results[0]["comparison"] | run_json(made, results)
+        found |= {"steps": steps, "optimizer": prepared.optimizer}
         _show(found, made.model, out)
         out.emit(found)
     wrong = _wrong(found)
@@ -119,10 +120,27 @@ def _show(found: Mapping[str, Any], name: str, out: Output) -> None:
         out.print("[green]Equal[/]: every number as on one device, every collective as planned.")
 
 
+# Optimizers that scale each element's step by that element's gradients.
+_ADAPTIVE = ("adam", "adamw", "adagrad", "rmsprop")
+
+
 def _wrong(found: Mapping[str, Any]) -> RunError | None:
+    from meshwright.runtime.compare import TOLERANCE
+
     advice = "Look at it with `meshwright explain`, and report it: a plan must not change numbers."
     if not found["initial_equal"]:
         return RunError("The initial parameters are not those of one device.", advice)
+    worst = found["worst"]
+    if not found["equal"] and found["optimizer"] in _ADAPTIVE:
+        others = (worst["loss"], worst["gradient"], worst["buffer"])
+        if all(item["relative"] <= TOLERANCE for item in others):
+            return RunError(
+                f"Loss, gradients and buffers are equal, but '{worst['parameter']['name']}' is "
+                f"off by {worst['parameter']['relative']:.1e} after steps of {found['optimizer']}.",
+                "An optimizer that divides by the gradient's own size turns the rounding noise "
+                "of a gradient near zero into a full step, on one device as well. Verify with "
+                "--optimizer sgd-momentum, which keeps a difference as large as it is.",
+            )
     if not found["equal"]:
         kind, item = max(
             found["worst"].items(),

@@ -44,6 +44,10 @@ def load_plan(path: str | Path) -> Plan:
 def parse_plan(text: str, source: str = "the plan") -> Plan:
     try:
         data = json.loads(text)
+    except RecursionError as error:
+        raise PlanError(
+            f"{source} is nested too deeply to be a plan.", "Make the plan again."
+        ) from error
     except json.JSONDecodeError as error:
         raise PlanError(
             f"{source} is not whole JSON: {error.msg} at line {error.lineno}, "
@@ -56,14 +60,14 @@ def parse_plan(text: str, source: str = "the plan") -> Plan:
             "Give a file that `meshwright plan --out FILE` wrote.",
         )
     version = data["format_version"]
-    if not isinstance(version, int) or version > FORMAT_VERSION or version < 1:
+    if type(version) is not int or version > FORMAT_VERSION or version < 1:
         raise PlanError(
             f"{source} has plan format {version!r}; this version reads format {FORMAT_VERSION} "
             "and older.",
             "Upgrade Meshwright, or make the plan again with this version.",
         )
     try:
-        return Plan.model_validate(data)
+        return Plan.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -7,9 +7,9 @@ search saw when it chose.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT_VERSION = 1
 
@@ -17,7 +17,11 @@ Residency = Literal["always", "step", "microbatch", "use"]
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=0, le=2**62)]
+Positive = Annotated[int, Field(ge=1, le=2**31)]
 
 
 class Decision(Record):
@@ -69,8 +73,8 @@ class Collective(Record):
 
     kind: str
     axis: str
-    count: int
-    bytes: int
+    count: Count
+    bytes: Count
 
 
 class CollectiveOrigin(Collective):
@@ -84,8 +88,8 @@ class CollectiveOrigin(Collective):
 
 
 class Prediction(Record):
-    step_time_s: float
-    peak_memory_bytes: int
+    step_time_s: Annotated[float, Field(ge=0)]
+    peak_memory_bytes: Count
     tokens_per_s: float | None = None
     mfu: float | None = None
     collectives: tuple[Collective, ...] = ()
@@ -112,10 +116,10 @@ class Plan(Record):
     parameters_fingerprint: str  # of parameter names and shapes alone
     cluster: str
     strategy: str
-    mesh: dict[str, int]  # axis -> size, outermost first
-    microbatches: int = 1
-    global_batch: int
-    clip_norm: float | None = None
+    mesh: dict[str, Positive]  # axis -> size, outermost first
+    microbatches: Positive = 1
+    global_batch: Positive
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
     optimizer: str = "adamw"
     decisions: tuple[Decision, ...] = ()
     parameters: dict[str, ParameterPlan] = Field(default_factory=dict)
@@ -127,6 +131,14 @@ class Plan(Record):
     capture_s: float = 0.0
     search_s: float = 0.0
     lower_s: float = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.microbatches > self.global_batch:
+            raise ValueError(
+                f"{self.microbatches} microbatches of a global batch of {self.global_batch}"
+            )
+        return self
 
     def __str__(self) -> str:
         from meshwright.plan.text import format_plan

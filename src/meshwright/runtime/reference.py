@@ -63,6 +63,8 @@ class DrawByPosition(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # The model in double precision draws what it draws in single.
         drawn = torch.float32 if dtype is torch.float64 else dtype
         operands = args if isinstance(first, Tensor) else ()
+        if kind == "bernoulli_p":
+            operands = (first, args[1] if len(args) > 1 else kwargs.get("p", 0.5))
         made = draw(
             self.key, *operands, kind=kind, stream=self._stream, shape=shape, cuts=(), dtype=drawn
         )
