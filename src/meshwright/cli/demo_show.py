@@ -41,7 +41,7 @@ def show_candidates(console: Console, made: Plan) -> None:
         table.add_row(
             mark, name, "x".join(str(size) for size in mesh.values()),
             seconds(predicted.step_time_s), nbytes(predicted.peak_memory_bytes),
-            str(sum(item.count for item in predicted.collectives)), nbytes(moved),
+            str(sum(item.count for item in predicted.collectives)), f"{moved / 2**20:.1f} MiB",
             style="bold" if mark else "",
         )  # fmt: skip
     console.print(table)
