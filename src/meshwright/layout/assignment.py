@@ -53,8 +53,9 @@ def assign(
 ) -> Assignment:
     """Resolve decisions to values, and residencies to storage layouts.
 
-    Raises PlanError for a decision that names an unknown value, axis or dim,
-    and for one that clashes with an earlier one.
+    Where the groups of two decisions want one value cut in ways that can't hold
+    together, the earlier decision keeps it. Raises PlanError for a decision that
+    names an unknown value, axis or dim.
     """
     wanted: dict[str, dict[str, Split]] = {axis: {} for axis in mesh.names}
     for decision in decisions:

@@ -17,11 +17,15 @@ def _reduced_dims(call: Call) -> tuple[list[int], bool]:
 
 
 def _reduction(
-    call: Call, combine: Reduce | None, special: str | None = None, linear: Linearity = "none"
+    call: Call,
+    combine: Reduce | None,
+    special: str | None = None,
+    linear: Linearity = "none",
+    over: tuple[list[int], bool] | None = None,
 ) -> OpRule:
-    """`combine` None: the reduced dims can't be cut."""
+    """`combine` None: the reduced dims can't be cut. `over`: those dims and keepdim, if given."""
     rank = len(call.shapes[0])
-    dims, keepdim = _reduced_dims(call)
+    dims, keepdim = over if over is not None else _reduced_dims(call)
     names = letters(rank)
     reduced = "".join(names[dim] for dim in dims)
     result = "".join(("." if keepdim else "") if name in reduced else name for name in names)
@@ -80,33 +84,15 @@ def any_(call: Call) -> OpRule:
 )
 def whole(call: Call) -> OpRule:
     """Reductions that are no plain combination of terms: their dims stay whole."""
+    rank = len(call.shapes[0])
     if call.op.target == "aten.linalg_vector_norm.default":
-        rank = len(call.shapes[0])
-        given = call.arg(2, "dim")
-        dims = (
-            [normalise_dim(dim, rank) for dim in call.ints(2, "dim")]
-            if given is not None
-            else list(range(rank))
-        )
-        keep = bool(call.arg(3, "keepdim", False))
-        names = letters(rank)
-        fixed = "".join(names[dim] for dim in dims)
-        right = "".join(("." if keep else "") if name in fixed else name for name in names)
-        return einsum(f"{names}->{right}", call.shapes, call.results, fixed=fixed)
-    if call.op.target.endswith("correction"):
-        rank = len(call.shapes[0])
-        keep = bool(dict(call.op.kwargs).get("keepdim", False))
-        dims = [normalise_dim(dim, rank) for dim in call.ints(1, "dim")] or list(range(rank))
-        names = letters(rank)
-        fixed = "".join(names[dim] for dim in dims)
-        right = "".join(("." if keep else "") if name in fixed else name for name in names)
-        return einsum(
-            f"{names}->" + ",".join([right] * len(call.results)),
-            call.shapes,
-            call.results,
-            fixed=fixed,
-        )
-    return _reduction(call, None)
+        dims, keepdim = call.ints(2, "dim"), call.arg(3, "keepdim", False)
+    elif call.op.target.endswith("correction"):
+        dims, keepdim = call.ints(1, "dim"), dict(call.op.kwargs).get("keepdim", False)
+    else:
+        return _reduction(call, None)
+    over = [normalise_dim(dim, rank) for dim in dims] or list(range(rank))
+    return _reduction(call, None, over=(over, bool(keepdim)))
 
 
 @rule(
