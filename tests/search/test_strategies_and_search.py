@@ -192,3 +192,31 @@ def test_auto_on_a_cluster_is_its_own_best_alternative() -> None:
     named = plan(mlp().task, "local:4", made.strategy, model=mlp())
     assert named.predicted.step_time_s == made.predicted.step_time_s
     assert named.decisions == made.decisions
+
+
+def test_further_axes_lie_between_data_and_tensor() -> None:
+    mesh = mesh_for(parse_strategy("tensor=2,context=2,attention=ring"), 4)
+    assert mesh.axes == (("context", 2), ("tensor", 2))
+    assert parse_strategy("tensor=2,sequence").sequence
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data,sequence", "without a tensor axis"),
+        ("data,attention=ring", "without a context axis"),
+        ("context,attention=tree", "one of gather, ring"),
+    ],
+)
+def test_what_acts_on_an_axis_needs_it(text: str, says: str) -> None:
+    with pytest.raises(StrategyError, match=says):
+        parse_strategy(text)
+
+
+def test_auto_keeps_axes_that_are_named() -> None:
+    found = factorisations(8, parse_strategy("spatial=2,tensor=2,auto").axes)
+    assert [mesh.axes for mesh in found] == [(("data", 2), ("spatial", 2), ("tensor", 2))]
+    sizes = [
+        dict(mesh.axes)["edge"] for mesh in factorisations(4, parse_strategy("edge,auto").axes)
+    ]
+    assert sizes == [2, 2, 4]

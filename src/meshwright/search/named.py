@@ -1,12 +1,16 @@
-"""Named strategies as decisions: a batch group over `data`, parameter groups over `tensor`."""
+"""Named strategies as decisions: what each axis of the mesh cuts, outermost axis first."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import StrategyError
 from meshwright.layout.assignment import Parameter, assign
 from meshwright.layout.groups import Analysis, Group
 from meshwright.plan.types import Decision, ParameterCut, ParameterPlan, Residency
+from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
+from meshwright.search.axis_sequence import decisions as sequence_decisions
 from meshwright.search.tensor import tensor_groups
 from meshwright.search.types import Candidate
 
@@ -19,18 +23,27 @@ def candidate(
     *,
     zero: int,
     microbatches: int,
+    sequence: bool = False,
+    attention: str | None = None,
     name: str | None = None,
 ) -> Candidate:
-    """The candidate of a composition of data, tensor and ZeRO.
+    """The candidate of a composition of axes and ZeRO.
 
-    Raises StrategyError when the batch can't be divided, or nothing can be cut over `tensor`.
+    Raises StrategyError when the batch can't be divided, or an axis has nothing to cut.
     """
+    decide: dict[str, Callable[[int], list[Decision]]] = {
+        "data": lambda parts: _data(analysis, parts, microbatches),
+        "context": lambda parts: axis_context.decisions(analysis, parts, attention),
+        "spatial": lambda parts: axis_spatial.decisions(analysis, parts),
+        "edge": lambda parts: axis_edge.decisions(analysis, parts),
+        "expert": lambda parts: axis_expert.decisions(analysis, parts),
+        "tensor": lambda parts: _tensor(analysis, parts, sequence),
+    }
     sizes = dict(mesh.axes)
     decisions: list[Decision] = []
-    if sizes.get("data", 1) > 1:
-        decisions += _data(analysis, sizes["data"], microbatches)
-    if sizes.get("tensor", 1) > 1:
-        decisions += _tensor(analysis, sizes["tensor"])
+    for axis, parts in mesh.axes:
+        if parts > 1:
+            decisions += decide[axis](parts)
     parameters = {}
     axes = ("data",) if zero and sizes.get("data", 1) > 1 else ()
     for item in analysis.program.inputs_of("parameter"):
@@ -42,7 +55,8 @@ def candidate(
         )
     stored = assign(analysis, mesh, tuple(decisions), parameters).parameters
     return Candidate(
-        name or name_of(mesh, zero), mesh, zero, microbatches, tuple(decisions),
+        name or name_of(mesh, zero, sequence, attention),
+        mesh, zero, microbatches, tuple(decisions),
         {path: _as_stored(plan, stored[path]) for path, plan in parameters.items()},
     )  # fmt: skip
 
@@ -58,8 +72,12 @@ def _as_stored(plan: ParameterPlan, parameter: Parameter) -> ParameterPlan:
     return plan.model_copy(update={"cuts": cuts})
 
 
-def name_of(mesh: Mesh, zero: int) -> str:
+def name_of(mesh: Mesh, zero: int, sequence: bool = False, attention: str | None = None) -> str:
     parts = [f"{name}={size}" for name, size in mesh.axes if size > 1] or ["data=1"]
+    if sequence:
+        parts.append("sequence")
+    if attention:
+        parts.append(f"attention={attention}")
     if zero:
         parts.append(f"zero={zero}")
     return ",".join(parts)
@@ -89,14 +107,16 @@ def _data(analysis: Analysis, parts: int, microbatches: int) -> list[Decision]:
     return decisions
 
 
-def _tensor(analysis: Analysis, parts: int) -> list[Decision]:
+def _tensor(analysis: Analysis, parts: int, sequence: bool) -> list[Decision]:
     groups = tensor_groups(analysis, parts)
     if not groups:
         raise StrategyError(
             f"Nothing in this model can be cut over a tensor axis of {parts} devices.",
             "Use a smaller tensor axis or another strategy.",
         )
-    return [_decision(analysis, group) for group in groups]
+    decisions = [_decision(analysis, group) for group in groups]
+    # Values that both a tensor group and the sequence want stay with the tensor group.
+    return [*decisions, *sequence_decisions(analysis, parts)] if sequence else decisions
 
 
 def _decision(analysis: Analysis, group: Group) -> Decision:

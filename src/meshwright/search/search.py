@@ -1,7 +1,7 @@
 """The search: candidates of the space that a strategy leaves open, costed, the best taken.
 
-The space is meshes of data and tensor axes, ZeRO stages and microbatch counts.
-A wider search replaces `candidates` and keeps the rest.
+The space is meshes of data and tensor axes (and of further axes that the strategy
+names), ZeRO stages and microbatch counts. A wider search replaces `candidates` and keeps the rest.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def search(
             try:
                 made = candidate(
                     analysis, mesh, zero=zero, microbatches=microbatches,
-                    name=name_of(mesh, zero)
+                    sequence=strategy.sequence, attention=strategy.attention,
+                    name=name_of(mesh, zero, strategy.sequence, strategy.attention)
                     + (f",microbatches={microbatches}" if microbatches > 1 else ""),
                 )  # fmt: skip
             except StrategyError as error:
@@ -78,9 +79,7 @@ def _space(strategy: Strategy, devices: int) -> Iterator[tuple[Mesh, int]]:
     if not strategy.auto:
         yield mesh_for(strategy, devices), strategy.zero or 0
         return
-    for mesh in factorisations(devices):
-        if any(size and dict(mesh.axes)[name] != size for name, size in strategy.axes.items()):
-            continue
+    for mesh in factorisations(devices, strategy.axes):
         stages = (0, 1, 2, 3) if mesh.extent("data") > 1 else (0,)
         for zero in stages:
             if strategy.zero is None or zero == strategy.zero:

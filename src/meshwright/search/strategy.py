@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
+from math import prod
+from types import MappingProxyType
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import StrategyError
 
-AXES = ("data", "tensor")  # outermost first
-NAMES = (*AXES, "zero", "microbatches", "auto")
-_LATER = ("stage", "schedule", "context", "sequence", "expert", "recompute", "offload")
+AXES = ("data", "context", "spatial", "edge", "expert", "tensor")  # outermost first
+ATTENTION = ("gather", "ring")
+NAMES = (*AXES, "sequence", "attention", "zero", "microbatches", "auto")
+_LATER = ("stage", "schedule", "recompute", "offload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,8 @@ class Strategy:
     """What the user fixed; None is left to the search or to a default.
 
     axes: sizes of the mesh's axes; 0 takes what the other axes leave.
+    sequence: between tensor-parallel parts, activations lie cut along the sequence.
+    attention: how attention over a context axis gets its keys and values.
     """
 
     text: str
@@ -26,6 +32,8 @@ class Strategy:
     zero: int | None = None
     microbatches: int | None = None
     auto: bool = False
+    sequence: bool = False
+    attention: str | None = None
 
 
 def parse_strategy(text: str) -> Strategy:
@@ -33,7 +41,8 @@ def parse_strategy(text: str) -> Strategy:
     axes: dict[str, int] = {}
     zero: int | None = None
     microbatches: int | None = None
-    auto = False
+    auto = sequence = False
+    attention: str | None = None
     seen: set[str] = set()
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
@@ -42,6 +51,16 @@ def parse_strategy(text: str) -> Strategy:
         seen.add(name)
         if name == "auto" and not value:
             auto = True
+        elif name == "sequence" and "=" not in part:
+            sequence = True
+        elif name == "attention" and value in ATTENTION:
+            attention = value
+        elif name == "attention":
+            raise StrategyError(
+                f"The strategy '{text}' asks for '{part.strip()}'; attention over a context axis "
+                f"is one of {', '.join(ATTENTION)}.",
+                "Write it as in context=4,attention=ring, or leave the choice to the planner.",
+            )
         elif name in AXES:
             axes[name] = _number(text, part, value, at_least=1) if "=" in part else 0
         elif name == "zero":
@@ -63,7 +82,13 @@ def parse_strategy(text: str) -> Strategy:
                 f"The strategy '{text}' has a part '{part.strip()}' that means nothing here.",
                 _suggest(name),
             )
-    return Strategy(text, axes, zero, microbatches, auto)
+    for given, needs in (("sequence", "tensor"), ("attention", "context")):
+        if given in seen and needs not in axes:
+            raise StrategyError(
+                f"The strategy '{text}' has '{given}' without a {needs} axis, where it would act.",
+                f"Add one, as in {needs}=4,{given}{'=ring' if given == 'attention' else ''}.",
+            )
+    return Strategy(text, axes, zero, microbatches, auto, sequence, attention)
 
 
 def _suggest(name: str) -> str:
@@ -125,10 +150,29 @@ def _fitting(devices: int) -> str:
     )
 
 
-def factorisations(devices: int) -> tuple[Mesh, ...]:
-    """Every mesh of a data and a tensor axis over `devices` devices, most data first."""
-    return tuple(
-        Mesh((("data", devices // tensor), ("tensor", tensor)))
-        for tensor in range(1, devices + 1)
-        if devices % tensor == 0
-    )
+def factorisations(
+    devices: int, fixed: Mapping[str, int] = MappingProxyType({})
+) -> tuple[Mesh, ...]:
+    """Every mesh of a data and a tensor axis over `devices` devices, most data first.
+
+    fixed: axes that must be there, with their sizes, or 0 for any size above 1.
+    """
+    others = [name for name in AXES if name in fixed and name not in ("data", "tensor")]
+    found = []
+    for sizes in product(*(_sizes(devices, fixed[name]) for name in others)):
+        taken = prod(sizes)
+        if devices % taken:
+            continue
+        for tensor in _sizes(devices // taken, fixed.get("tensor", 0), 1):
+            data = devices // taken // tensor
+            if fixed.get("data", 0) not in (0, data):
+                continue
+            extents = {**dict(zip(others, sizes, strict=True)), "data": data, "tensor": tensor}
+            found.append(Mesh(tuple((name, extents[name]) for name in AXES if name in extents)))
+    return tuple(found)
+
+
+def _sizes(devices: int, fixed: int, least: int = 2) -> tuple[int, ...]:
+    """Sizes an axis can have: the fixed one, or every divisor from `least` on."""
+    options = (fixed,) if fixed else range(least, devices + 1)
+    return tuple(size for size in options if devices % size == 0)
