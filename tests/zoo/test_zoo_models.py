@@ -15,6 +15,16 @@ SMALL = {
     "gpt": {"layers": 2, "width": 32, "heads": 4, "seq_len": 16, "global_batch": 2},
     "convnet": {"width": 8, "global_batch": 4},
     "mlp": {"hidden": 16, "global_batch": 4},
+    "deeplab": {"size": "tiny"},
+    "diffusion-unet": {"size": "tiny"},
+    "dit": {"size": "tiny"},
+    "dlrm": {"size": "tiny"},
+    "gns": {"size": "tiny"},
+    "lstm": {"size": "tiny"},
+    "moe": {"size": "tiny"},
+    "ncf": {"size": "tiny"},
+    "resnet50": {"size": "tiny"},
+    "unet3d": {"size": "tiny"},
 }
 
 

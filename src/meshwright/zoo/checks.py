@@ -27,3 +27,22 @@ def require_probability(name: str, value: float) -> None:
         raise ModelError(
             f"{name} is {value}, but it is a probability below 1.", f"Give {name}=0.1, say."
         )
+
+
+def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ModelError(f"{name} is {value!r}.", f"Give {name}={' or '.join(known)}.")
+
+
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers in a text such as `3-4-6-3`."""
+    try:
+        numbers = tuple(int(word) for word in text.split("-"))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ModelError(
+            f"{name} is {text!r}, but it is whole numbers joined by hyphens.",
+            f"Give {name}=2-2-2, say.",
+        )
+    return numbers

@@ -39,16 +39,17 @@ class TokenBatches:
 
     A pure function of (seed, step): resuming at a step gives the batch that an
     uninterrupted run would have seen there. Iterating starts at step 0 and
-    never ends.
+    never ends. Of a vocabulary below 256, bytes are taken modulo its size.
     """
 
-    def __init__(self, text: bytes, seed: int, batch: int, seq_len: int) -> None:
+    def __init__(self, text: bytes, seed: int, batch: int, seq_len: int, vocab: int = 256) -> None:
         if len(text) <= seq_len:
             raise ModelError(
                 f"The text has {len(text)} bytes, but a window needs {seq_len + 1}.",
                 "Give a longer text or a smaller seq_len.",
             )
         self._text = np.frombuffer(text, dtype=np.uint8)
+        self._vocab = vocab
         self._seed = seed
         self._batch = batch
         self._seq_len = seq_len
@@ -57,7 +58,7 @@ class TokenBatches:
         generator = np.random.default_rng((self._seed, step))
         starts = generator.integers(len(self._text) - self._seq_len, size=self._batch)
         windows = self._text[starts[:, None] + np.arange(self._seq_len + 1)]  # [B, S + 1]
-        tokens = torch.from_numpy(windows.astype(np.int64))
+        tokens = torch.from_numpy(windows.astype(np.int64) % self._vocab)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -67,6 +68,6 @@ class TokenBatches:
             step += 1
 
 
-def batches(seed: int, batch: int, seq_len: int) -> TokenBatches:
+def batches(seed: int, batch: int, seq_len: int, vocab: int = 256) -> TokenBatches:
     """Windows of the standard library's text."""
-    return TokenBatches(stdlib_text(), seed, batch, seq_len)
+    return TokenBatches(stdlib_text(), seed, batch, seq_len, vocab)
