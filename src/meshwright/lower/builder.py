@@ -34,7 +34,7 @@ class Builder:
         self.whole: dict[str, Whole] = {}
         self.ops: list[Op] = []
         self.phase: Phase = "forward"
-        self._converted: dict[tuple[str, Layout], str] = {}
+        self.converted: dict[str, dict[Layout, str]] = {}  # what each value was brought into
         self._shapes: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
         self._count: dict[str, int] = {}
 
@@ -141,19 +141,19 @@ class Builder:
         layout = ordered(layout, self.mesh)
         if layout == self.whole[value].layout:
             return value
-        key = (value, layout)
-        found = self._converted.get(key)
+        kept = self.converted.setdefault(value, {})
+        found = kept.get(layout)
         if found is None:
             found = value
             for step in transition(self.whole[value].layout, layout):
                 found = self._step(found, step, source)
-            self._converted[key] = found
+            kept[layout] = found
         return found
 
     def reached(self, value: str, layout: Layout) -> str:
         """The furthest that kept conversions have brought a value on its way to `layout`."""
         for step in transition(self.whole[value].layout, ordered(layout, self.mesh)):
-            kept = self._converted.get((value, ordered(step.after, self.mesh)))
+            kept = self.converted.get(value, {}).get(ordered(step.after, self.mesh))
             if kept is None:
                 break
             value = kept
@@ -161,16 +161,15 @@ class Builder:
 
     def forget(self, value: str) -> None:
         """Drop kept conversions of a value, so that the next use makes them anew."""
-        for key in [key for key in self._converted if key[0] == value]:
-            del self._converted[key]
+        self.converted.pop(value, None)
 
     def _step(self, value: str, step: Step, source: Source) -> str:
         before = self.whole[value]
         dtype = self.values[value].dtype
         after = ordered(step.after, self.mesh)
-        kept = self._converted.get((value, after))
-        if kept is not None:
-            return kept
+        kept = self.converted.setdefault(value, {})
+        if after in kept:
+            return kept[after]
         kwargs: dict[str, Argument] = {"axis": step.axis}
         if step.kind in ("all_reduce", "reduce_scatter"):
             kwargs["reduce"] = step.reduce
@@ -188,7 +187,7 @@ class Builder:
             source=source,
             kwargs=tuple(kwargs.items()),
         )
-        self._converted[(value, after)] = made
+        kept[after] = made
         return made
 
     def _numbers(

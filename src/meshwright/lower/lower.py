@@ -18,9 +18,10 @@ from meshwright.lower.builder import Builder
 from meshwright.lower.choose import choose
 from meshwright.lower.clean import section, used_by
 from meshwright.lower.empty import emptied, known_results, neutral
+from meshwright.lower.repeat import lower_repeats
 from meshwright.lower.special import Site
 from meshwright.lower.special_random import RANDOM, random
-from meshwright.lower.special_table import SPECIAL
+from meshwright.lower.special_table import COVERS, SPECIAL
 from meshwright.program.types import Argument, Input, Op, Ref, Source
 from meshwright.rules.types import FactorCut, OpRule
 
@@ -33,11 +34,13 @@ def lower(
     analysis: Analysis, assignment: Assignment, coordinate: Mapping[str, int]
 ) -> LoweredProgram:
     """The local program of the device at `coordinate` of the assignment's mesh."""
-    return _Lowering(analysis, assignment, coordinate).run()
+    return Lowering(analysis, assignment, coordinate).run()
 
 
 @dataclass
-class _Lowering:
+class Lowering:
+    """One lowering under way: where each value is found, and the ops so far."""
+
     analysis: Analysis
     assignment: Assignment
     coordinate: Mapping[str, int]
@@ -155,10 +158,20 @@ class _Lowering:
     def _phase(self, phase: str) -> list[Op]:
         self.b.ops = []
         self.b.phase = "forward" if phase == "forward" else "backward"
-        for op in self.program.ops:
-            if op.phase == phase:
-                self._op(op)
+        lower_repeats(self, self.program.phase_ops(self.b.phase))
         return self.b.ops
+
+    def of_parameter(self, value: str) -> bool:
+        """Whether a value is a view of a parameter, so that the backward may make it anew."""
+        return self.program.values[value].storage in self.parameter_of
+
+    def standing(self, value: str) -> object:
+        """What the plan says of a value by name: equal for values that are lowered alike."""
+        parameters = [self.assignment.parameters[p] for p in self.gradient_of.get(value, ())]
+        own = self.parameter_of.get(value)
+        return tuple(
+            (p.compute, p.storage, p.residency) for p in (*parameters, *([own] if own else ()))
+        )
 
     def _find(self, value: str) -> str:
         """The local name of a value in the current phase, gathering a parameter at first use."""
@@ -195,11 +208,12 @@ class _Lowering:
             return None
         op = self.made_by[value]
         if op.phase == "forward":
-            self._op(op)
+            self.lower_op(op)
             return self.backward[value]
         return None
 
-    def _op(self, op: Op) -> None:
+    def lower_op(self, op: Op) -> None:
+        """Lower one op: choose its cuts, bring the operands there, emit it."""
         rule = self.analysis.rules[op.name]
         names = self.analysis.operands[op.name]
         operands = [self._find(name) for name in names]
@@ -231,7 +245,10 @@ class _Lowering:
                 tuple(None if r is None else self.program.values[r].shape for r in op.results),
                 tuple(None if r is None else self.program.values[r].dtype for r in op.results),
                 self.streams.get(op.name, 0),
+                self.assignment.ring,
             )  # fmt: skip
+            for special in sorted(specials & COVERS.keys()):
+                specials -= COVERS[special]
             if len(specials) > 1:
                 raise AssertionError(f"{op.name}: {sorted(specials)} at once")
             made = SPECIAL[specials.pop()](site) if specials else random(site)

@@ -69,7 +69,15 @@ class Symbol:
     text: str
 
 
-Argument = Ref | Symbol | int | float | bool | str | None | complex | tuple["Argument", ...]
+@dataclass(frozen=True, slots=True)
+class Length:
+    """A whole number known only when the step runs: `times` the length of the list `value`."""
+
+    value: str
+    times: int = 1
+
+
+Argument = Ref | Symbol | Length | int | float | bool | str | None | complex | tuple["Argument", ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,14 @@ class Input:
     aliases: tuple[str, ...] = ()  # further names of a tied parameter
 
 
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    """Something taken for granted while capturing, since values decide it; and where."""
+
+    text: str
+    source: Source
+
+
 @dataclass(frozen=True)
 class Program:
     """The step of one microbatch: forward ops, then backward ops.
@@ -149,6 +165,12 @@ class Program:
     `gradients` maps each trainable parameter's path to the value holding its
     gradient, or None when the loss does not depend on it. `buffer_updates`
     maps a mutated buffer's path to the value that it holds after the forward.
+
+    `ragged` names, for values with dims whose size is only known when the step
+    runs, the list that such a dim is as long as (or a multiple of); None for
+    the other dims. The value's `shape` has the largest size possible.
+    `expected` gives the share of that size which is to be expected, by list.
+    `assumptions` are what capture took for granted.
     """
 
     values: Mapping[str, Value]
@@ -157,6 +179,9 @@ class Program:
     loss: str
     gradients: Mapping[str, str | None]
     buffer_updates: Mapping[str, str]
+    ragged: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
+    assumptions: tuple[Assumption, ...] = ()
 
     def phase_ops(self, phase: Phase) -> tuple[Op, ...]:
         return tuple(op for op in self.ops if op.phase == phase)
