@@ -28,7 +28,7 @@ from meshwright.errors import (
 )
 
 if TYPE_CHECKING:
-    from meshwright.api import parallelize, plan, verify
+    from meshwright.api import parallelize, plan, register_rule, verify
     from meshwright.plan.file import load_plan, save_plan
     from meshwright.plan.types import Plan
     from meshwright.runtime.job import Job, Metrics
@@ -53,6 +53,7 @@ __all__ = [
     "load_plan",
     "parallelize",
     "plan",
+    "register_rule",
     "save_plan",
     "verify",
 ]
@@ -64,6 +65,7 @@ _HOMES = {
     "Task": "meshwright.task",
     "load_plan": "meshwright.plan.file",
     "parallelize": "meshwright.api",
+    "register_rule": "meshwright.api",
     "save_plan": "meshwright.plan.file",
     "verify": "meshwright.api",
 }

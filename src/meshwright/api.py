@@ -28,7 +28,10 @@ from meshwright.layout.assignment import assign
 from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.layout.origins import origins
+from meshwright.layout.remarks import remarks
 from meshwright.lower.lower import lower
+from meshwright.lower.probing import Probing, probing
+from meshwright.lower.user_rules import register_rule as register_rule
 from meshwright.plan.check import check_devices, check_plan
 from meshwright.plan.file import load_plan
 from meshwright.plan.types import Alternative, Plan, Prediction
@@ -62,6 +65,7 @@ class Model:
     task: Task
     capture_s: float = 0.0
     blueprint: Blueprint = field(init=False)
+    prober: Probing = field(init=False)
     _captured: dict[tuple[tuple[int, ...], ...], tuple[Captured, Analysis]] = field(
         init=False, default_factory=dict
     )
@@ -70,6 +74,7 @@ class Model:
     def __post_init__(self) -> None:
         started = time.perf_counter()
         self.blueprint = blueprint(self.task.model)
+        self.prober = probing()
         self.capture_s += time.perf_counter() - started
 
     @property
@@ -89,7 +94,7 @@ class Model:
             if found is None:
                 made = capture(self.task, batch=batch, blueprint=self.blueprint)
                 self.capture_s += made.seconds
-                found = self._captured[key] = (made, Analysis(made.program))
+                found = self._captured[key] = (made, Analysis(made.program, self.prober))
                 while len(self._captured) > 8:
                     self._captured.pop(next(iter(self._captured)))
             return found
@@ -143,6 +148,7 @@ def plan(
     if clip_norm is not None and not 0 < clip_norm < float("inf"):
         raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
     model = model or Model(task)
+    model.prober.say = say
     say("capturing the step")
     program = model.microbatch(1)[0].program
     started, captured_before = time.perf_counter(), model.capture_s
@@ -187,6 +193,7 @@ def plan(
         parameters=best.parameters,
         predicted=found.best.prediction,
         origins=origins(lowered, best.microbatches),
+        remarks=remarks(model.microbatch(best.microbatches)[1], lowered),
         why=found.why,
         alternatives=(*(_alternative(other) for other in found.others),),
         capture_s=model.capture_s,
@@ -258,6 +265,7 @@ def predict_again(
         update={
             "predicted": predict(result, program, plan.microbatches, cluster),
             "origins": origins(lowered, plan.microbatches),
+            "remarks": remarks(model.microbatch(plan.microbatches)[1], lowered),
         }
     )
 

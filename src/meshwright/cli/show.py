@@ -91,6 +91,8 @@ def plan_view(plan: Plan) -> RenderableType:
         heading("Collectives per device and step"),
         indented(collectives(predicted.collectives)),
     ]  # fmt: skip
+    if plan.remarks:
+        parts += [heading("Of note"), indented(Text("\n".join(plan.remarks)))]
     if plan.alternatives:
         parts += [heading("Candidates"), indented(candidates(plan))]
     return Group(*parts)

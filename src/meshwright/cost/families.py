@@ -10,7 +10,7 @@ from meshwright.errors import RuleError
 Family = Literal[
     "matmul", "convolution", "attention", "recurrent", "pointwise", "transcendental", "reduction",
     "normalisation", "batch_norm", "softmax", "indexing", "pooling", "factory", "random", "view",
-    "copy", "collective",
+    "copy", "collective", "custom",
 ]  # fmt: skip
 
 COMPUTE_BOUND: frozenset[Family] = frozenset({"matmul", "convolution", "attention", "recurrent"})
@@ -135,17 +135,33 @@ _NAMES: dict[Family, str] = {
 }
 
 COLLECTIVES: frozenset[str] = frozenset(
-    {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "halo"}
+    {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "halo", "ring_shift"}
 )
 
 # Meshwright's own ops that are not plain local helpers.
 _OWN: dict[str, Family] = {
     **dict.fromkeys(COLLECTIVES, "collective"),
     "shard": "copy",
+    **dict.fromkeys(
+        ("attention", "attention_backward", "attention_step", "attention_step_backward"), "attention"
+    ),
+    "ring_pack": "copy",
+    "ring_unpack": "copy",
+    "rows": "copy",
+    "resample": "pooling",
+    "resample_backward": "indexing",
+    "max_pool": "pooling",
+    "adaptive_max_pool": "pooling",
+    "max_pool_backward": "indexing",
     "random": "random",
     "local_index": "pointwise",
     "amax": "reduction",
     "embedding_rows": "indexing",
+    **dict.fromkeys(
+        ("take_held", "put_held", "gather_held", "select_held", "scatter_held"), "indexing"
+    ),
+    "extreme": "reduction",
+    "extreme_position": "reduction",
     "nll_loss": "reduction",
     "nll_loss_backward": "indexing",
     "batch_norm_apply": "batch_norm",
@@ -161,17 +177,22 @@ _FAMILY_OF: dict[str, Family] = {
 def family_of(target: str) -> Family:
     """Family of an op's target, such as `aten.mm.default` or `mesh.all_reduce`.
 
-    Raises RuleError for a target outside every family, since a made-up time
-    would steer the search unseen.
+    An op of a user's own, or of ATen that is in no family, is `custom`: what is
+    known of it is what it reads and writes. A plan names those that it has.
+    Raises RuleError for one of Meshwright's own ops that has no family.
     """
     namespace, _, rest = target.partition(".")
     name = rest.split(".")[0]
+    if namespace not in ("aten", "mesh") and rest.count(".") == 1:
+        return "custom"
     if namespace == "mesh" and name in _OWN:
         return _OWN[name]
     family = _FAMILY_OF.get(name) or _FAMILY_OF.get(name.removesuffix("_"))
     if namespace != "aten" or family is None:
         if namespace == "aten" and name.startswith("special_"):
             return "transcendental"
+        if namespace == "aten" and rest:
+            return "custom"
         raise RuleError(
             f"the cost model does not know the op {target}",
             "Add its name to a family in meshwright/cost/families.py.",

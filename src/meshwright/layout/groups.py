@@ -17,6 +17,7 @@ from meshwright.layout.types import Split
 from meshwright.program.types import Op, Program
 from meshwright.rules.registry import rules_of
 from meshwright.rules.types import Dims, FactorCut, OpRule
+from meshwright.rules.user import Prober
 
 Member = tuple[str, Split]
 
@@ -43,14 +44,18 @@ class Group:
 
 @dataclass(eq=False)
 class Analysis:
-    """A Program with its rules and who uses what; groups are found on demand and kept."""
+    """A Program with its rules and who uses what; groups are found on demand and kept.
+
+    prober: finds rules of ops that have none; without one such an op is an error.
+    """
 
     program: Program
+    prober: Prober | None = None
     rules: Mapping[str, OpRule] = field(init=False)
     _groups: dict[Member, Group] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rules = rules_of(self.program)
+        self.rules = rules_of(self.program, self.prober)
 
     @cached_property
     def touching(self) -> Mapping[str, tuple[tuple[Op, OpRule, Dims], ...]]:

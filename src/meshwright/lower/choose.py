@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from meshwright.layout.assignment import Assignment
 from meshwright.layout.cuts import compatible
@@ -22,9 +23,10 @@ def choose(
 ) -> dict[str, FactorCut]:
     """The cut of each axis of the mesh; an axis that is not a key computes replicas.
 
-    `layouts` are the current ones of the `operands`. What the groups want of the
-    results goes first, then how the operands already lie, where the cut that
-    leaves most bytes where they are wins.
+    `layouts` are the current ones of the `operands`. An op that an earlier decision
+    holds is cut as that says. Else what the groups want of the results counts, and how
+    the operands already lie: of both, the cut that moves fewest bytes wins; where
+    nothing is wanted of the results, the one that leaves most bytes where they are.
     """
     chosen: dict[str, FactorCut] = {}
     for axis in assignment.mesh.names:
@@ -33,24 +35,71 @@ def choose(
             continue
         parts = assignment.mesh.extent(axis)
         candidates: dict[FactorCut, int] = {}
+        if rule.follows is not None:
+            split = layouts[rule.follows].split(axis)
+            cut = rule.to_factor(rule.operands[rule.follows], split, parts) if split else None
+            if cut is not None and allowed(rule, cut, parts, chosen):
+                chosen[axis] = cut
+            continue
+        held = assignment.held.get(axis, {}).get(op.name)
+        if held is not None and allowed(rule, held, parts, chosen):
+            chosen[axis] = held
+            continue
         for result, dims in zip(op.results, rule.results, strict=True):
             split = wanted.get(result) if result is not None else None
             if split is not None and dims is not None:
                 cut = rule.to_factor(dims, split, parts)
                 if cut is not None and allowed(rule, cut, parts, chosen):
                     candidates.setdefault(cut, 0)
-        if not candidates:
-            for name, dims, layout in zip(operands, rule.operands, layouts, strict=True):
-                split = layout.split(axis) or wanted.get(name)
-                if split is None:
-                    continue
-                cut = rule.to_factor(dims, split, parts)
-                if cut is not None and allowed(rule, cut, parts, chosen):
-                    here = values[name].nbytes if layout.split(axis) else 0
-                    candidates[cut] = candidates.get(cut, 0) + here
-        if candidates:
+        asked = bool(candidates)
+        for name, dims, layout in zip(operands, rule.operands, layouts, strict=True):
+            split = layout.split(axis) or (None if asked else wanted.get(name))
+            if split is None:
+                continue
+            cut = rule.to_factor(dims, split, parts)
+            if cut is not None and allowed(rule, cut, parts, chosen):
+                here = values[name].nbytes if layout.split(axis) else 0
+                candidates[cut] = candidates.get(cut, 0) + here
+        if asked and len(candidates) > 1:
+            moved = _Moves(op, rule, axis, wanted, operands, layouts, values, parts)
+            chosen[axis] = min(candidates, key=moved)
+        elif candidates:
             chosen[axis] = max(candidates, key=lambda cut: candidates[cut])
     return chosen
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """Bytes of whole tensors that a cut of an op moves: its operands before, its results after."""
+
+    op: Op
+    rule: OpRule
+    axis: str
+    wanted: Mapping[str, Split]
+    operands: Sequence[str]
+    layouts: Sequence[Layout]
+    values: Mapping[str, Value]
+    parts: int
+
+    def __call__(self, cut: FactorCut) -> float:
+        moved = 0.0
+        for name, dims, layout in zip(self.operands, self.rule.operands, self.layouts, strict=True):
+            here, needed = layout.split(self.axis), self.rule.to_split(dims, cut)
+            if layout.reduction(self.axis):
+                moved += self.values[name].nbytes * (1 if needed else 2)
+            elif here is not None and here != needed:
+                moved += self.values[name].nbytes / (self.parts if needed else 1)
+        for position, (name, result) in enumerate(
+            zip(self.op.results, self.rule.results, strict=True)
+        ):
+            if name is None or result is None:
+                continue
+            asked, given = self.wanted.get(name), self.rule.to_split(result, cut)
+            if self.rule.reduces(position, cut.factor):
+                moved += self.values[name].nbytes * (1 if asked else 2)
+            elif asked is not None and given is not None and given != asked:
+                moved += self.values[name].nbytes / self.parts
+        return moved
 
 
 def allowed(
@@ -60,6 +109,10 @@ def allowed(
     factor = rule.factors[cut.factor]
     if not factor.shardable or (factor.special in CONTIGUOUS and cut.outer != 1):
         return False
+    if factor.ranged is not None:
+        # Ranges are those of whole dims in the parts of one axis.
+        taken = any(other.factor == cut.factor for other in (chosen or {}).values())
+        return not taken and cut == FactorCut(factor.ranged, 1, factor.size)
     # A result that does without the factor is computed by every device, which must have
     # something to compute it with.
     everywhere = factor.special is None and any(cut.factor == f for _, f in rule.unreduced)

@@ -41,6 +41,8 @@ def format_plan(plan: Plan) -> str:
     lines += _decisions(plan)
     lines += ["", "  Parameters"]
     lines += _residencies(plan.parameters)
+    if plan.remarks:
+        lines += ["", "  Of note", *(f"    {line}" for line in plan.remarks)]
     if plan.alternatives:
         lines += ["", "  Also considered"]
         rows = [

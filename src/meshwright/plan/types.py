@@ -31,6 +31,11 @@ class Decision(Record):
     in the Program. The dim is viewed as [outer, extent, minor] and `extent` is
     what is divided; `extent` None means the whole dim, whatever its size, so
     that a plan holds for other batch sizes and sequence lengths.
+
+    beside: cut only what is computed from values that earlier decisions of this
+    axis cut, and leave them the ops that they cut.
+    attention: where the cut is of a sequence, how attention gets its keys and
+    values from other devices; None gathers them.
     """
 
     axis: str
@@ -38,6 +43,8 @@ class Decision(Record):
     dim: int
     outer: int = 1
     extent: int | None = None
+    beside: bool = False
+    attention: Literal["gather", "ring"] | None = None
     why: str = ""
 
 
@@ -125,6 +132,7 @@ class Plan(Record):
     parameters: dict[str, ParameterPlan] = Field(default_factory=dict)
     predicted: Prediction
     origins: tuple[CollectiveOrigin, ...] = ()
+    remarks: tuple[str, ...] = ()  # ops and modules that run by other rules than the known ones
     why: str = ""
     alternatives: tuple[Alternative, ...] = ()
     gap: float | None = None

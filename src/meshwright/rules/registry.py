@@ -8,7 +8,9 @@ from functools import cached_property
 
 from meshwright.errors import RuleError
 from meshwright.program.types import Argument, Op, Program, Ref, Value
+from meshwright.rules import user
 from meshwright.rules.types import OpRule, Shape
+from meshwright.rules.user import Prober
 
 
 @dataclass(frozen=True)
@@ -68,30 +70,34 @@ def targets() -> tuple[str, ...]:
     return tuple(sorted(_RULES))
 
 
-def rules_of(program: Program) -> Mapping[str, OpRule]:
-    """The rule of each op by the op's name; ops alike in all but names share one."""
+def rules_of(program: Program, prober: Prober | None = None) -> Mapping[str, OpRule]:
+    """The rule of each op by the op's name; ops alike in all but names share one.
+
+    prober: finds the rule of an op that has none, and checks those of users.
+    """
     found: dict[Hashable, OpRule] = {}
     result: dict[str, OpRule] = {}
     for op in program.ops:
         key = _signature(op, program.values)
         rule_ = found.get(key)
         if rule_ is None:
-            rule_ = found[key] = rule_of(op, program.values)
+            rule_ = found[key] = rule_of(op, program.values, prober)
         result[op.name] = rule_
     return result
 
 
-def rule_of(op: Op, values: Mapping[str, Value]) -> OpRule:
-    """The rule of one op at its concrete shapes.
+def rule_of(op: Op, values: Mapping[str, Value], prober: Prober | None = None) -> OpRule:
+    """The rule of one op at its concrete shapes: the user's, Meshwright's own, or a probed one.
 
-    Raises RuleError, naming the op, its module and source line, when none is known.
+    Raises RuleError, naming the op, its module and source line, when none is known or found.
     """
     function = _RULES.get(op.target)
-    if function is None:
+    given = user.find(op.target)
+    if function is None and given is None and prober is None:
         raise RuleError(
             f"{op.target} in {op.source} has no sharding rule.",
-            "Write the op with others that have one, or add a rule for it under "
-            "src/meshwright/rules; `meshwright.rules.registry.targets()` lists what is known.",
+            "Write the op with others that have one, or give it a rule with "
+            "meshwright.register_rule; `meshwright.rules.registry.targets()` lists what is known.",
         )
     call = Call(
         op,
@@ -99,6 +105,13 @@ def rule_of(op: Op, values: Mapping[str, Value]) -> OpRule:
         tuple(None if name is None else values[name].shape for name in op.results),
         values,
     )
+    if given is not None:
+        if given.check and prober is not None:
+            prober.check(call, given)
+        return user.apply(given, call)
+    if function is None:
+        assert prober is not None
+        return prober.probe(call)
     made = function(call)
     if len(made.operands) != len(call.shapes) or len(made.results) != len(call.results):
         raise AssertionError(f"the rule of {op.target} does not cover its operands and results")

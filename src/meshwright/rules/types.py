@@ -33,12 +33,17 @@ class Factor:
     shardable: False when cutting it would change the numbers.
     special: name of the lowering that the op needs when this factor is cut,
         None when the op on local shapes is already right.
+    ranged: the factor that this one is cut along with, itself for the one that
+        leads. Such dims, as a convolution's input rows and output rows, differ
+        in size; each is cut where `torch.chunk` cuts it, and the special
+        lowering finds out which rows of one belong to those of the other.
     """
 
     size: int
     combine: Reduce | None = None
     shardable: bool = True
     special: str | None = None
+    ranged: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,9 @@ class OpRule:
     `unreduced` holds (result, factor) pairs where the result neither holds nor
     sums over the factor, as a convolution's bias gradient and input channels.
     `target` names the op to run on local shapes where it is not the same one.
+    `follows` is the operand whose layout alone decides how the op is cut, as a
+    backward that needs what its forward kept on the same device. `origin` says
+    where a rule comes from that is not one of Meshwright's own.
     """
 
     factors: tuple[Factor, ...]
@@ -70,6 +78,8 @@ class OpRule:
     localize: Localize | None = None
     unreduced: frozenset[tuple[int, int]] = frozenset()
     target: str | None = None
+    follows: int | None = None
+    origin: str = ""
 
     def to_factor(self, dims: Dims, split: Split, parts: int | None = None) -> FactorCut | None:
         """The factor cut that `split` of a tensor with `dims` amounts to, None if it is none.
@@ -80,6 +90,12 @@ class OpRule:
         before = 1
         for factor in dims[split.dim]:
             size = self.factors[factor].size
+            leader = self.factors[factor].ranged
+            if leader is not None:
+                even = bool(parts) and split.extent % (parts or 1) == 0
+                if split.outer != 1 or not (split.extent == size or even):
+                    return None
+                return FactorCut(leader, 1, self.factors[leader].size)
             if split.outer % before == 0 and split.outer < before * size:
                 outer = split.outer // before
                 if size % outer:
@@ -98,6 +114,8 @@ class OpRule:
         for dim, factors in enumerate(dims):
             before = 1
             for factor in factors:
+                if self.factors[factor].ranged == cut.factor:
+                    return Split(dim, 1, self.factors[factor].size)
                 if factor == cut.factor:
                     return Split(dim, before * cut.outer, cut.extent)
                 before *= self.factors[factor].size
@@ -109,5 +127,7 @@ class OpRule:
         return (
             self.factors[factor].combine is not None
             and (result, factor) not in self.unreduced
-            and not any(factor in dim for dim in dims or ())
+            and not any(
+                factor in (held, self.factors[held].ranged) for dim in dims or () for held in dim
+            )
         )
