@@ -5,7 +5,7 @@ formulas of Patarasuk and Yuan (2009) are used, with the tree that NCCL takes
 for small all-reduces. Payload `nbytes` is counted as in
 `meshwright.plan.types.Collective`: the whole tensor for all_reduce and
 broadcast, the gathered one for all_gather, the one before it for
-reduce_scatter, the local one for all_to_all and for halo (what is sent).
+reduce_scatter, the local one for all_to_all, and for halo and ring_shift what is sent.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _formula(
         return (n - 1) * latency_s + max(outside, within)
     if kind == "broadcast":
         return hops * latency_s + nbytes / ring
-    return latency_s + nbytes / inter  # halo: both neighbours at once, full duplex
+    return latency_s + nbytes / inter  # halo, ring_shift: to neighbours at once, full duplex
 
 
 def _measured(kind: str, extent: int, nbytes: float, curves: list[CollectiveCurve]) -> float:
@@ -99,6 +99,6 @@ def _measured(kind: str, extent: int, nbytes: float, curves: list[CollectiveCurv
     n, measured = extent, curve.participants
     steps = (n - 1) / (measured - 1)
     volume = ((n - 1) / n) / ((measured - 1) / measured)
-    if kind in ("broadcast", "halo"):
+    if kind in ("broadcast", "halo", "ring_shift"):
         steps, volume = log2(n) / log2(measured), 1.0
     return fixed * steps + max(seconds - fixed, 0.0) * volume

@@ -147,6 +147,11 @@ _OWN: dict[str, Family] = {
     ),
     "ring_pack": "copy",
     "ring_unpack": "copy",
+    **dict.fromkeys(
+        ("attention", "attention_backward", "attention_step", "attention_step_backward"), "attention"
+    ),
+    "ring_pack": "copy",
+    "ring_unpack": "copy",
     "rows": "copy",
     "resample": "pooling",
     "resample_backward": "indexing",

@@ -88,11 +88,15 @@ def _convolution(name: str, op: Op, values: Mapping[str, Value]) -> float:
 def _attention(name: str, op: Op, values: Mapping[str, Value]) -> float:
     operands = [values[operand] for operand in op.operands()]
     backward = name.endswith("_backward")
-    query, key, value = operands[1:4] if backward else operands[:3]
+    query, key = operands[1:3] if backward else operands[:2]
+    if name.startswith("attention_step"):  # keys and values come side by side
+        widths = key.shape[-1]
+    else:
+        widths = query.shape[-1] + operands[3 if backward else 2].shape[-1]
     # The inner ops take [B, S, H, D], the public ones [B, H, S, D].
     inner = name.startswith(("_flash_attention", "_efficient_attention")) and len(key.shape) == 4
     keys = key.shape[1] if inner else key.shape[-2]
-    flops = 2.0 * prod(query.shape[:-1]) * keys * (query.shape[-1] + value.shape[-1])
+    flops = 2.0 * prod(query.shape[:-1]) * keys * widths
     if is_causal(op):
         flops /= 2  # the kernels skip the blocks above the diagonal
     return flops * (_ATTENTION_BACKWARD if backward else 1.0)

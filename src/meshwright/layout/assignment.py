@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import PlanError
 from meshwright.layout.cuts import compatible, ordered
-from meshwright.layout.groups import Analysis
+from meshwright.layout.groups import Analysis, Group
 from meshwright.layout.types import REPLICATED, Layout, Split
 from meshwright.plan.types import Decision, ParameterPlan, Residency
+from meshwright.rules.types import FactorCut
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,18 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Assignment:
-    """wanted: for each axis, how the groups assigned to it cut the values they reach."""
+    """wanted: for each axis, how the groups assigned to it cut the values they reach.
+
+    held: for an axis with a decision beside others, how those cut each op.
+    ring: axes over which attention passes keys and values on.
+    """
 
     mesh: Mesh
     wanted: Mapping[str, Mapping[str, Split]]
     parameters: Mapping[str, Parameter]
     clip: bool = False
+    held: Mapping[str, Mapping[str, FactorCut]] = field(default_factory=dict)
+    ring: frozenset[str] = frozenset()
 
     def layout_of(self, value: str) -> Layout:
         """The layout that the assigned groups want for a value."""
@@ -58,6 +65,7 @@ def assign(
     names an unknown value, axis or dim.
     """
     wanted: dict[str, dict[str, Split]] = {axis: {} for axis in mesh.names}
+    held: dict[str, dict[str, FactorCut]] = {axis: {} for axis in mesh.names}
     for decision in decisions:
         seed = resolve(analysis, decision)
         if decision.axis not in wanted:
@@ -66,15 +74,48 @@ def assign(
                 f"has {', '.join(mesh.names)}.",
                 "Correct the axis in the plan, or plan again.",
             )
-        for value, split in analysis.group(*seed).members.items():
-            held = wanted[decision.axis].setdefault(value, split)
-            if held == split:
+        group = analysis.group(*seed)
+        members = group.members
+        if decision.beside:
+            members = _beside(analysis, group, wanted[decision.axis], held[decision.axis])
+        for op, cut in group.cuts.items():
+            if not decision.beside:
+                held[decision.axis].setdefault(op, cut)
+        for value, split in members.items():
+            kept = wanted[decision.axis].setdefault(value, split)
+            if kept == split:
                 for axis in mesh.names:
                     other = wanted[axis].get(value)
                     if axis != decision.axis and other and not compatible(split, other):
                         del wanted[decision.axis][value]
                         break
-    return Assignment(mesh, wanted, _store(analysis, mesh, wanted, parameters), clip)
+    beside = {item.axis for item in decisions if item.beside}
+    return Assignment(
+        mesh,
+        wanted,
+        _store(analysis, mesh, wanted, parameters),
+        clip,
+        {axis: cuts for axis, cuts in held.items() if axis in beside},
+        frozenset(item.axis for item in decisions if item.attention == "ring"),
+    )
+
+
+def _beside(
+    analysis: Analysis,
+    group: Group,
+    taken: Mapping[str, Split],
+    held: Mapping[str, FactorCut],
+) -> dict[str, Split]:
+    """Members of a group that are computed from what earlier decisions of its axis cut.
+
+    What no earlier cut leads to lies whole on every device of the axis, at no cost:
+    were it cut, ops that earlier decisions hold would have to gather it.
+    """
+    reached = set(taken)
+    for op in analysis.program.ops:
+        if op.name in held or not reached.isdisjoint(analysis.operands[op.name]):
+            reached.update(name for name in op.results if name is not None)
+    return {value: split for value, split in group.members.items() if value in reached}
 
 
 def resolve(analysis: Analysis, decision: Decision) -> tuple[str, Split]:

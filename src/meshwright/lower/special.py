@@ -27,6 +27,7 @@ class Site:
     wanted: for each result, the layout that the assigned groups want.
     shapes, dtypes: of the whole results.
     stream: which of the Program's random ops this is.
+    ring: axes over which attention passes keys and values round a ring.
     """
 
     b: Builder
@@ -39,6 +40,7 @@ class Site:
     shapes: tuple[tuple[int, ...] | None, ...]
     dtypes: tuple[str | None, ...]
     stream: int = 0
+    ring: frozenset[str] = frozenset()
 
     def emit(
         self,

@@ -27,7 +27,7 @@ def nll_loss(call: Call) -> OpRule:
         ",".join([scores, targets, *weight]) + "->" + (targets if pointwise else "") + ",",
         call.shapes,
         call.results,
-        special=dict.fromkeys(scores, "nll_loss"),
+        special={**dict.fromkeys(scores, "nll_loss_rows"), "c": "nll_loss"},
     )
     # The lowering reduces on its own: nothing is left pending.
     unreduced = frozenset((r, f) for r in (0, 1) for f in range(len(made.factors)))

@@ -166,6 +166,23 @@ class Communicator:
         self._record("all_to_all", axis, x, started)
         return result
 
+    def ring_shift(self, x: Tensor, axis: str) -> Tensor:
+        """[*] -> [*]: what the device before this one on `axis` holds; the first follows the last.
+
+        All devices hold tensors of one shape.
+        """
+        n, me = self._extent[axis], self._coordinate[axis]
+        if n == 1:
+            return x
+        started = time.perf_counter()
+        x = x.contiguous()
+        result, nothing = torch.empty_like(x), x.new_empty(0)
+        sends, places = [nothing] * n, [nothing] * n
+        sends[(me + 1) % n], places[(me - 1) % n] = x, result
+        self._transport.exchange(sends, places, axis)
+        self._record("ring_shift", axis, x, started)
+        return result
+
     def shard(self, x: Tensor, axis: str, dim: int, outer: int, extent: int, minor: int) -> Tensor:
         """This device's part of `x`, without communication."""
         n = self._extent[axis]

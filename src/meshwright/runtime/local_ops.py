@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from meshwright.layout.types import Split
+from meshwright.runtime import local_attention
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.random import dropout, normal, uniform
 
@@ -47,6 +48,13 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         "mesh.reduce_scatter": comm.reduce_scatter,
         "mesh.all_to_all": all_to_all,
         "mesh.shard": comm.shard,
+        "mesh.ring_shift": comm.ring_shift,
+        "mesh.ring_pack": local_attention.ring_pack,
+        "mesh.ring_unpack": local_attention.ring_unpack,
+        "mesh.attention": local_attention.attention,
+        "mesh.attention_backward": local_attention.attention_backward,
+        "mesh.attention_step": local_attention.attention_step,
+        "mesh.attention_step_backward": local_attention.attention_step_backward,
         "mesh.random": random,
         "mesh.sum_of_squares": sum_of_squares,
         "mesh.local_index": local_index,
