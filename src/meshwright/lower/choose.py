@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from dataclasses import dataclass
 
 from meshwright.layout.assignment import Assignment
 from meshwright.layout.cuts import compatible
@@ -41,10 +40,6 @@ def choose(
             cut = rule.to_factor(rule.operands[rule.follows], split, parts) if split else None
             if cut is not None and allowed(rule, cut, parts, chosen):
                 chosen[axis] = cut
-            continue
-        held = assignment.held.get(axis, {}).get(op.name)
-        if held is not None and allowed(rule, held, parts, chosen):
-            chosen[axis] = held
             continue
         held = assignment.held.get(axis, {}).get(op.name)
         if held is not None and allowed(rule, held, parts, chosen):
@@ -94,50 +89,15 @@ class _Moves:
                 moved += self.values[name].nbytes * (1 if needed else 2)
             elif here is not None and here != needed:
                 moved += self.values[name].nbytes / (self.parts if needed else 1)
-        for position, (name, result) in enumerate(
-            zip(self.op.results, self.rule.results, strict=True)
-        ):
-            if name is None or result is None:
+        for position, result in enumerate(self.op.results):
+            made = self.rule.results[position]
+            if result is None or made is None:
                 continue
-            asked, given = self.wanted.get(name), self.rule.to_split(result, cut)
+            asked, given = self.wanted.get(result), self.rule.to_split(made, cut)
             if self.rule.reduces(position, cut.factor):
-                moved += self.values[name].nbytes * (1 if asked else 2)
+                moved += self.values[result].nbytes * (1 if asked else 2)
             elif asked is not None and given is not None and given != asked:
-                moved += self.values[name].nbytes / self.parts
-        return moved
-
-
-@dataclass(frozen=True)
-class _Moves:
-    """Bytes of whole tensors that a cut of an op moves: its operands before, its results after."""
-
-    op: Op
-    rule: OpRule
-    axis: str
-    wanted: Mapping[str, Split]
-    operands: Sequence[str]
-    layouts: Sequence[Layout]
-    values: Mapping[str, Value]
-    parts: int
-
-    def __call__(self, cut: FactorCut) -> float:
-        moved = 0.0
-        for name, dims, layout in zip(self.operands, self.rule.operands, self.layouts, strict=True):
-            here, needed = layout.split(self.axis), self.rule.to_split(dims, cut)
-            if layout.reduction(self.axis):
-                moved += self.values[name].nbytes * (1 if needed else 2)
-            elif here is not None and here != needed:
-                moved += self.values[name].nbytes / (self.parts if needed else 1)
-        for position, (name, result) in enumerate(
-            zip(self.op.results, self.rule.results, strict=True)
-        ):
-            if name is None or result is None:
-                continue
-            asked, given = self.wanted.get(name), self.rule.to_split(result, cut)
-            if self.rule.reduces(position, cut.factor):
-                moved += self.values[name].nbytes * (1 if asked else 2)
-            elif asked is not None and given is not None and given != asked:
-                moved += self.values[name].nbytes / self.parts
+                moved += self.values[result].nbytes / self.parts
         return moved
 
 
