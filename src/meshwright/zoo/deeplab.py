@@ -36,7 +36,7 @@ class DeepLabConfig:
 
 SIZES = {
     "tiny": DeepLabConfig(
-        8, "1-1-1-1", "2-3-4", head=16, image_size=64, classes=5, global_batch=8
+        4, "1-1-1-1", "1-2-3", head=16, image_size=32, classes=5, global_batch=8
     ),
     "small": DeepLabConfig(
         16, "2-2-2-2", "3-6-9", head=64, image_size=96, classes=5, global_batch=16
@@ -62,15 +62,18 @@ class ConvNorm(nn.Sequential):
 
 
 class GlobalPooling(nn.Module):
-    """What the whole picture shows, at every pixel."""
+    """What the whole picture shows, at every pixel.
+
+    Not normalised: over a batch of single pixels the statistics would mean little.
+    """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.conv = ConvNorm(channels_in, channels_out, 1)
+        self.conv = nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = self.conv(self.pool(x))
+        pooled = F.relu(self.conv(self.pool(x)))
         return F.interpolate(pooled, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 

@@ -1,138 +1,115 @@
-"""Causal language models of Hugging Face transformers, built from a config file alone."""
+"""Models of Hugging Face transformers, built from a config file alone."""
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from meshwright.errors import ModelError
 from meshwright.task import Task
-from meshwright.zoo.checks import require_positive
-from meshwright.zoo.options import Option, cast_value, guess, unknown_option
+from meshwright.zoo.checks import require_one_of, require_positive, require_probability
+from meshwright.zoo.huggingface_config import (
+    check_length,
+    import_transformers,
+    make_config,
+    override,
+    read_config,
+    settable,
+)
+from meshwright.zoo.huggingface_kinds import KINDS, default_sizes, pick
+from meshwright.zoo.options import Option, cast_value, unknown_option
 
-_BATCH_OPTIONS: dict[str, int] = {"global_batch": 8, "seq_len": 128}
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_ATTENTION = ("auto", "sdpa", "eager")
 
 
 def huggingface_task(path: str, options: Mapping[str, Option]) -> Task:
-    """The model of a `config.json`, on random tokens, with its own loss.
+    """The model of a `config.json` with random weights, on random data, with its own loss.
 
-    Options are `global_batch`, `seq_len`, `dtype` (float32 unless told
-    otherwise) and every field of the config, which they override.
+    Options are `task` (what to train it for; the config says it unless told
+    otherwise), `global_batch`, the sizes of the batch that the task has
+    (`seq_len`, `padding`, `target_len`, `image_size`, `samples`), `dtype` (float32
+    unless told otherwise), `attn_implementation` (sdpa or eager; auto leaves it to
+    transformers) and every field of the config, which they override, those of a
+    part as `text_config.hidden_size`.
     """
     reference = f"hf:{path}"
-    fields = _read_config(Path(path))
-    transformers = _import_transformers()
-    config = _make_config(transformers, fields, reference)
+    fields = read_config(Path(path))
+    import_transformers()
+    config = make_config(fields, reference)
+    name = pick(config, options.get("task"))
+    kind = KINDS[name]
 
-    sizes = dict(_BATCH_OPTIONS)
-    dtype = "float32"
-    known = (*_BATCH_OPTIONS, "dtype", *_settable(config))
-    for name, value in options.items():
-        if name in sizes:
-            sizes[name] = cast_value(name, value, int)
-        elif name == "dtype":
-            dtype = str(value)
-        elif name in known:
-            fields[name] = _like(name, value, getattr(config, name))
-        else:
-            raise unknown_option(name, known, reference)
-    require_positive(**sizes)
-    if dtype not in {"float32", "bfloat16", "float16", "float64"}:
+    sizes = default_sizes(kind, config)
+    own = {"dtype": "float32", "attn_implementation": "auto"}
+    of_config = settable(config)
+    given = {}
+    for option, value in options.items():
+        if option in sizes:
+            given[option] = cast_value(option, value, type(sizes[option]))
+        elif option in own:
+            own[option] = str(value)
+        elif option in of_config:
+            override(fields, option, value, of_config[option])
+        elif option != "task":
+            known = ("task", *sizes, *own, *of_config)
+            raise unknown_option(option, known, reference)
+    if own["dtype"] not in _DTYPES:
         raise ModelError(
-            f"dtype is {dtype!r}, which no model is trained in.", "Give dtype=float32 or bfloat16."
+            f"dtype is {own['dtype']!r}, which no model is trained in.",
+            "Give dtype=float32 or bfloat16.",
         )
+    require_one_of("attn_implementation", own["attn_implementation"], _ATTENTION)
+
     # A cache of keys and values is for generation; in training it would only be one more output.
-    fields["use_cache"] = False
-    config = _make_config(transformers, fields, reference)
-    _check_length(config, sizes["seq_len"])
+    if "use_cache" in of_config:
+        fields["use_cache"] = False
+    if name == "sequence-classification" and config.pad_token_id is None:
+        fields["pad_token_id"] = 0  # decoders look for the last token before the padding
+    config = make_config(fields, reference)
+    sizes = {**default_sizes(kind, config), **given}
+    _check_sizes(config, sizes)
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, own["dtype"])
+    batch = {
+        key: item.to(dtype) if item.is_floating_point() else item
+        for key, item in kind.batch(config, sizes, generator).items()
+    }
     return Task(
-        model=partial(_build, fields, dtype),
-        loss=None,
-        batch=_random_tokens(config.vocab_size, **sizes),
+        model=partial(_build, fields, kind.auto, own, reference),
+        loss=kind.loss,
+        batch=batch,
         name=str(config.model_type),
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        path = path / "config.json"
+def _check_sizes(config: Any, sizes: Mapping[str, int | float]) -> None:
+    for name, value in sizes.items():
+        if name == "padding":
+            require_probability(name, value)
+        else:
+            require_positive(**{name: int(value)})
+        if name in ("seq_len", "target_len"):
+            check_length(config, name, int(value))
+
+
+def _build(
+    fields: Mapping[str, Any], auto: str, own: Mapping[str, str], reference: str
+) -> nn.Module:
+    config = make_config(fields, reference)
+    arguments: dict[str, Any] = {"dtype": getattr(torch, own["dtype"])}
+    if own["attn_implementation"] != "auto":
+        arguments["attn_implementation"] = own["attn_implementation"]
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"There is no config file {path}.",
-            f"Give the path of a model's config.json; it is read from {Path.cwd()}.",
-        ) from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}.", "Give a model's config.json.") from error
-    if not isinstance(fields, dict) or "model_type" not in fields:
-        raise ModelError(
-            f"{path} has no model_type, so it does not say what model it is of.",
-            'Give a config.json of transformers, or add "model_type": "llama", say.',
-        )
-    return fields
-
-
-def _import_transformers() -> ModuleType:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise ModelError(
-            "An hf: model needs the transformers package, which is not installed here.",
-            "Install it: pip install 'meshwright[hf]'.",
-        ) from error
-
-
-def _make_config(transformers: ModuleType, fields: Mapping[str, Any], reference: str) -> Any:
-    try:
-        return transformers.AutoConfig.for_model(**fields)
+        model = getattr(import_transformers(), auto).from_config(config, **arguments)
     except Exception as error:
         raise ModelError(
-            f"transformers {transformers.__version__} can't read {reference}: {error}",
-            "Check model_type and the fields, or install a version that knows this model.",
-        ) from error
-
-
-def _settable(config: Any) -> tuple[str, ...]:
-    return tuple(name for name in config.to_dict() if name != "model_type")
-
-
-def _like(name: str, value: Option, current: Any) -> Any:
-    kind = type(current)
-    return cast_value(name, value, kind) if kind in (bool, int, float, str) else guess(value)
-
-
-def _check_length(config: Any, seq_len: int) -> None:
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and seq_len > longest:
-        raise ModelError(
-            f"seq_len is {seq_len}, but {config.model_type} has {longest} positions.",
-            f"Give seq_len={longest} or less, or max_position_embeddings={seq_len}.",
-        )
-
-
-def _random_tokens(vocab: int, global_batch: int, seq_len: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocab, (global_batch, seq_len), generator=generator)
-    return {"input_ids": ids, "labels": ids.clone()}  # the model shifts labels itself
-
-
-def _build(fields: Mapping[str, Any], dtype: str) -> nn.Module:
-    transformers = _import_transformers()
-    config = transformers.AutoConfig.for_model(**fields)
-    try:
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    except Exception as error:
-        raise ModelError(
-            f"transformers can't build a causal language model of {config.model_type}: {error}",
+            f"transformers can't build a model of {config.model_type} with {auto}: {error}",
             "Check the fields of the config, or write a factory that builds the model.",
         ) from error
     built: nn.Module = model.train()
