@@ -533,3 +533,7 @@ def all_cases() -> Iterator[Case]:
     for target in sorted(CASES):
         for build in CASES[target]:
             yield build()
+
+
+# Families with files of their own, which need what is above.
+from rules import cases_numbers, cases_shapes, cases_spatial  # noqa: E402, F401

@@ -147,11 +147,6 @@ _OWN: dict[str, Family] = {
     ),
     "ring_pack": "copy",
     "ring_unpack": "copy",
-    **dict.fromkeys(
-        ("attention", "attention_backward", "attention_step", "attention_step_backward"), "attention"
-    ),
-    "ring_pack": "copy",
-    "ring_unpack": "copy",
     "rows": "copy",
     "resample": "pooling",
     "resample_backward": "indexing",
@@ -161,6 +156,11 @@ _OWN: dict[str, Family] = {
     "random": "random",
     "local_index": "pointwise",
     "amax": "reduction",
+    "nonzero": "indexing",
+    "take": "indexing",
+    "put": "indexing",
+    "length": "view",
+    "term": "view",
     "embedding_rows": "indexing",
     **dict.fromkeys(
         ("take_held", "put_held", "gather_held", "select_held", "scatter_held"), "indexing"

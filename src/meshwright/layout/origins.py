@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.plan.types import CollectiveOrigin
 
@@ -30,9 +31,11 @@ def origins(lowered: LoweredProgram, microbatches: int) -> tuple[CollectiveOrigi
                 continue
             payload = op.results[0] if kind == _GATHERED else next(op.operands())
             assert payload is not None
+            values = lowered.values
+            moved = sent_bytes(op, values) if kind == "halo" else values[payload].nbytes
             key = (part, kind, str(axis), _stem(op.source.module))
             count, nbytes = found.get(key, (0, 0))
-            found[key] = (count + times, nbytes + times * lowered.values[payload].nbytes)
+            found[key] = (count + times, nbytes + times * moved)
     return tuple(
         CollectiveOrigin(part=part, kind=kind, axis=axis, module=module, count=count, bytes=nbytes)
         for (part, kind, axis, module), (count, nbytes) in found.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from meshwright.layout.assignment import Assignment
 from meshwright.layout.cuts import compatible
@@ -13,6 +13,17 @@ from meshwright.program.types import Op, Value
 from meshwright.rules.types import FactorCut, OpRule
 
 
+@dataclass(frozen=True)
+class Ties:
+    """Cuts that an op must have, and by axis the factors that it must not be cut along."""
+
+    required: Mapping[str, FactorCut] = field(default_factory=dict)
+    closed: Mapping[str, frozenset[int]] = field(default_factory=dict)
+
+
+FREE = Ties()
+
+
 def choose(
     op: Op,
     rule: OpRule,
@@ -20,6 +31,7 @@ def choose(
     operands: Sequence[str],
     layouts: Sequence[Layout],
     values: Mapping[str, Value],
+    ties: Ties = FREE,
 ) -> dict[str, FactorCut]:
     """The cut of each axis of the mesh; an axis that is not a key computes replicas.
 
@@ -30,6 +42,9 @@ def choose(
     """
     chosen: dict[str, FactorCut] = {}
     for axis in assignment.mesh.names:
+        if axis in ties.required:
+            chosen[axis] = ties.required[axis]
+            continue
         wanted = assignment.wanted[axis]
         if not wanted and not any(layout.shards for layout in layouts):
             continue
@@ -41,8 +56,12 @@ def choose(
             if cut is not None and allowed(rule, cut, parts, chosen):
                 chosen[axis] = cut
             continue
-        held = assignment.held.get(axis, {}).get(op.name)
-        if held is not None and allowed(rule, held, parts, chosen):
+        holds = assignment.held.get(axis, {})
+        held = holds.get(op.name)
+        if held is None and op.name in holds:
+            continue
+        closed = ties.closed.get(axis, frozenset())
+        if held is not None and held.factor not in closed and allowed(rule, held, parts, chosen):
             chosen[axis] = held
             continue
         for result, dims in zip(op.results, rule.results, strict=True):
@@ -60,6 +79,7 @@ def choose(
             if cut is not None and allowed(rule, cut, parts, chosen):
                 here = values[name].nbytes if layout.split(axis) else 0
                 candidates[cut] = candidates.get(cut, 0) + here
+        candidates = {cut: here for cut, here in candidates.items() if cut.factor not in closed}
         if asked and len(candidates) > 1:
             moved = _Moves(op, rule, axis, wanted, operands, layouts, values, parts)
             chosen[axis] = min(candidates, key=moved)

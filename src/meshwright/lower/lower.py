@@ -18,6 +18,7 @@ from meshwright.lower.builder import Builder
 from meshwright.lower.choose import choose
 from meshwright.lower.clean import section, used_by
 from meshwright.lower.empty import emptied, known_results, neutral
+from meshwright.lower.ragged import Ragged, bias_term
 from meshwright.lower.repeat import lower_repeats
 from meshwright.lower.special import Site
 from meshwright.lower.special_random import RANDOM, random
@@ -65,6 +66,7 @@ class Lowering:
                 self.gradient_of.setdefault(value, []).append(path)
         self.accumulated: dict[str, str] = {}
         self.buffer_updates: dict[str, str] = {}
+        self.ragged = Ragged(self)
 
     def run(self) -> LoweredProgram:
         for item in self.program.inputs:
@@ -169,11 +171,12 @@ class Lowering:
         """What the plan says of a value by name: equal for values that are lowered alike."""
         parameters = [self.assignment.parameters[p] for p in self.gradient_of.get(value, ())]
         own = self.parameter_of.get(value)
-        return tuple(
+        residencies = tuple(
             (p.compute, p.storage, p.residency) for p in (*parameters, *([own] if own else ()))
         )
+        return residencies, self.ragged.busy(value)
 
-    def _find(self, value: str) -> str:
+    def find(self, value: str) -> str:
         """The local name of a value in the current phase, gathering a parameter at first use."""
         if self.b.phase == "backward":
             if value in self.backward:
@@ -216,10 +219,13 @@ class Lowering:
         """Lower one op: choose its cuts, bring the operands there, emit it."""
         rule = self.analysis.rules[op.name]
         names = self.analysis.operands[op.name]
-        operands = [self._find(name) for name in names]
+        operands = [self.find(name) for name in names]
         layouts = [self.b.whole[name].layout for name in operands]
-        chosen = choose(op, rule, self.assignment, names, layouts, self.program.values)
-        kept = self._pending(rule, layouts, chosen)
+        ties = self.ragged.ties(op)
+        chosen = choose(op, rule, self.assignment, names, layouts, self.program.values, ties)
+        self.ragged.terms(op, rule, names, operands, chosen)
+        layouts = [self.b.whole[name].layout for name in operands]
+        kept = self._pending(rule, layouts, chosen) | self.ragged.pending(op, layouts, chosen)
         for position, dims in enumerate(rule.operands):
             shards = []
             for axis in self.assignment.mesh.names:
@@ -251,7 +257,10 @@ class Lowering:
                 specials -= COVERS[special]
             if len(specials) > 1:
                 raise AssertionError(f"{op.name}: {sorted(specials)} at once")
-            made = SPECIAL[specials.pop()](site) if specials else random(site)
+            if specials == {"bias_once"} and self.ragged.touches(op):
+                made = bias_term(site, self.ragged, op)
+            else:
+                made = SPECIAL[specials.pop()](site) if specials else random(site)
         else:
             empty = emptied(chosen, self.assignment.mesh, self.coordinate)
             made = self._plain(op, rule, names, operands, results, empty)
@@ -269,6 +278,8 @@ class Lowering:
         if rule.linear == "none" or not layouts or not layouts[0].partial:
             return frozenset()
         involved = layouts if rule.linear == "joint" else layouts[:1]
+        if rule.linear == "joint" and rule.linear_operands is not None:
+            involved = [layouts[position] for position in rule.linear_operands]
         return frozenset(
             axis
             for axis, reduce in layouts[0].partial
@@ -316,6 +327,9 @@ class Lowering:
         empty: frozenset[int],
     ) -> tuple[str | None, ...]:
         """The same op on local shapes; nothing of it where `empty` factors leave nothing to do."""
+        known_as = self.ragged.known(op, rule, operands, results[0])
+        if known_as:
+            return (known_as,)
         local: list[str | None] = []
         again = self.b.phase == "backward" and op.phase == "forward"
         for result, layout in zip(op.results, results, strict=True):
@@ -336,10 +350,13 @@ class Lowering:
             name = self.b.fresh(result) if again or result in self.b.values else result
             local.append(self.b.declare(name, value.shape, value.dtype, layout, storage))
         sizes = tuple(None if n is None else self.b.values[n].shape for n in local)
-        known = known_results(rule, empty, sizes)
+        known = ("sum",) if known_as == "" else known_results(rule, empty, sizes)
         if known is not None:
             for made_name, reduce in zip(local, known, strict=True):
-                if made_name is not None:
+                if made_name is not None and self.ragged.touches(op):
+                    number = neutral(reduce, self.b.values[made_name].dtype)
+                    self.ragged.fill(op.results[local.index(made_name)] or "", made_name, number, op)
+                elif made_name is not None:
                     self._fill(made_name, reduce, op.source)
             return tuple(local)
         position = iter(operands)
@@ -362,7 +379,7 @@ class Lowering:
             made = replace(
                 made, args=rule.localize(made, shapes, sizes), target=rule.target or made.target
             )
-        self.b.ops.append(made)
+        self.b.ops.append(self.ragged.told(op, made))
         return tuple(local)
 
     def _fill(self, name: str, reduce: Reduce, source: Source) -> None:
@@ -375,12 +392,12 @@ class Lowering:
     def _finish_forward(self) -> str:
         """The loss as every device sees it, and buffers as they are stored."""
         source = Source("loss")
-        name = self._find(self.program.loss)
+        name = self.find(self.program.loss)
         loss = self.b.convert(name, REPLICATED, source)
         for path, value in self.program.buffer_updates.items():
             stored = next(i for i in self.program.inputs_of("buffer") if i.path == path)
             layout = self.b.whole[stored.value].layout
-            self.buffer_updates[path] = self.b.convert(self._find(value), layout, source)
+            self.buffer_updates[path] = self.b.convert(self.find(value), layout, source)
         return loss
 
     def _gradient(self, value: str, local: str) -> None:
@@ -395,7 +412,7 @@ class Lowering:
         """Gradients that no backward op makes: a forward value, or the tangent itself."""
         for path, value in self.program.gradients.items():
             if value is not None and path not in self.accumulated:
-                self._gradient(value, self._find(value))
+                self._gradient(value, self.find(value))
         # A backward op may have needed a gradient reduced already; that is what adds up then.
         for path, local in self.accumulated.items():
             storage = self.assignment.parameters[path].storage

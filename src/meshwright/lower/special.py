@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import cast
 
 from meshwright.layout.types import REPLICATED, Layout, Reduce, Split
@@ -104,15 +105,25 @@ class Site:
 Lowering = Callable[[Site], tuple[str | None, ...]]
 
 
+# The product alone of an op that adds a bias; the last sums over its batch and has no such form.
+_PRODUCTS = {
+    "aten.addmm.default": "aten.mm.default",
+    "aten.baddbmm.default": "aten.bmm.default",
+    "aten.addmv.default": "aten.mv.default",
+    "aten.addbmm.default": "aten.addbmm.default",
+}
+
+
 def bias_once(site: Site) -> tuple[str | None, ...]:
     """addmm, baddbmm, convolution with a cut contraction: product, reduction, then the bias."""
     layout, shape = site.layouts[0], site.shapes[0]
     assert layout is not None and shape is not None
-    if "addmm" in site.op.target or "baddbmm" in site.op.target:
+    if site.op.target in _PRODUCTS:
         bias, left, right = (site.operand(k) for k in range(3))
         options = dict(site.op.kwargs)
-        product = "aten.mm.default" if "addmm" in site.op.target else "aten.bmm.default"
-        made = site.emit(product, (left, right), shape, layout)
+        product = _PRODUCTS[site.op.target]
+        none = (site.fill(0, shape, layout),) if product.startswith("aten.add") else ()
+        made = site.emit(product, (*none, left, right), shape, layout)
         if options.get("alpha", 1) != 1:
             made = site.emit("aten.mul.Scalar", (made, options["alpha"]), shape, layout)
         if options.get("beta", 1) != 1:
@@ -127,16 +138,30 @@ def bias_once(site: Site) -> tuple[str | None, ...]:
             if site.empty
             else site.emit("aten.convolution.default", args, shape, layout)
         )
-        shards = tuple(
-            (axis, Split(1, cut.outer, cut.extent)) for axis, cut in site.layout(bias).shards
-        )
-        local = site.b.values[bias.name].shape[0]
-        bias = site.emit(
-            "aten.view.default",
-            (bias, (1, local, *[1] * (len(shape) - 2))),
-            (1, shape[1], *[1] * (len(shape) - 2)),
-            Layout(shards),
-        )
+        bias = bias_of_channels(site, bias)
+    return (add_bias_once(site, made, bias).name,)
+
+
+def bias_of_channels(site: Site, bias: Ref) -> Ref:
+    """A bias [C] as [1, C, 1, …], to be added to a convolution's result."""
+    shape = site.shapes[0]
+    assert shape is not None
+    shards = tuple(
+        (axis, Split(1, cut.outer, cut.extent)) for axis, cut in site.layout(bias).shards
+    )
+    local = site.b.values[bias.name].shape[0]
+    return site.emit(
+        "aten.view.default",
+        (bias, (1, local, *[1] * (len(shape) - 2))),
+        (1, shape[1], *[1] * (len(shape) - 2)),
+        Layout(shards),
+    )
+
+
+def add_bias_once(site: Site, made: Ref, bias: Ref) -> Ref:
+    """`made`, the op's result without its bias, reduced where it is pending; then the bias."""
+    layout, shape = site.layouts[0], site.shapes[0]
+    assert layout is not None and shape is not None
     target = Layout(
         tuple(
             (axis, split)
@@ -155,19 +180,14 @@ def bias_once(site: Site) -> tuple[str | None, ...]:
             if split.dim >= shift and site.shape(bias)[split.dim - shift] != 1
         )
         bias = site.convert(bias, Layout(shards))
-    return (site.emit("aten.add.Tensor", (made, bias), shape, target).name,)
+    return site.emit("aten.add.Tensor", (made, bias), shape, target)
 
 
 def global_mean(site: Site) -> tuple[str | None, ...]:
     """A mean over a cut dim: local sums over the global count; the sum stays pending."""
     layout, shape = site.layouts[0], site.shapes[0]
     assert layout is not None and shape is not None
-    whole = site.shape(site.operand(0))
-    count = 1
-    for size in whole:
-        count *= size
-    for size in shape:
-        count //= size
+    count = _averaged(site)
     if site.op.target.startswith("aten.mean"):
         name = "aten.sum.dim_IntList" if ".dim" in site.op.target else "aten.sum.default"
         args = (site.operand(0), *site.op.args[1:])
@@ -181,11 +201,14 @@ def global_mean(site: Site) -> tuple[str | None, ...]:
 def global_mean_backward(site: Site) -> tuple[str | None, ...]:
     layout, shape = site.layouts[0], site.shapes[0]
     assert layout is not None and shape is not None
-    count = 1
-    for size in site.shape(site.operand(1)):
-        count *= size
+    count = _averaged(site)
     made = site.emit(site.op.target, _as_sum(site), shape, layout, None, site.op.kwargs)
     return (site.emit("aten.div.Scalar", (made, count), shape, layout).name,)
+
+
+def _averaged(site: Site) -> int:
+    """How many terms a mean has: the product of the factors that it averages over."""
+    return prod(site.rule.factors[factor].size for factor in site.special_factors())
 
 
 def _as_sum(site: Site) -> tuple[Argument, ...]:

@@ -3,22 +3,31 @@
 from meshwright.rules import (
     attention,
     convolution,
+    diagonal,
     embedding,
     factory,
+    fft,
     indexing,
+    linalg,
     losses,
     matmul,
+    neighbours,
     normalisation,
     pointwise,
+    pooling,
+    ragged,
     reduction,
+    rows,
+    sorting,
+    upsampling,
     views,
 )
 from meshwright.rules.registry import rule_of, rules_of, targets
 from meshwright.rules.types import Factor, FactorCut, OpRule
 
 _FAMILIES = (
-    attention, convolution, embedding, factory, indexing, losses,
-    matmul, normalisation, pointwise, reduction, views,
+    attention, convolution, diagonal, embedding, factory, fft, indexing, linalg, losses,
+    matmul, neighbours, normalisation, pointwise, pooling, ragged, reduction, rows, sorting, upsampling, views,
 )  # fmt: skip
 
 __all__ = ["Factor", "FactorCut", "OpRule", "rule_of", "rules_of", "targets"]

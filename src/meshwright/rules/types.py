@@ -69,6 +69,7 @@ class OpRule:
     `follows` is the operand whose layout alone decides how the op is cut, as a
     backward that needs what its forward kept on the same device. `origin` says
     where a rule comes from that is not one of Meshwright's own.
+    `linear_operands` are those that a "joint" op is linear in, all when None.
     """
 
     factors: tuple[Factor, ...]
@@ -80,6 +81,7 @@ class OpRule:
     target: str | None = None
     follows: int | None = None
     origin: str = ""
+    linear_operands: tuple[int, ...] | None = None
 
     def to_factor(self, dims: Dims, split: Split, parts: int | None = None) -> FactorCut | None:
         """The factor cut that `split` of a tensor with `dims` amounts to, None if it is none.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from meshwright.program.types import Argument, Op
 from meshwright.rules.build import normalise_dim, reshape_dims
 from meshwright.rules.registry import Call, rule
+from meshwright.rules.rows import crop_rule, crops
 from meshwright.rules.types import Dims, Factor, Localize, OpRule, Shape
 
 _BY_SIZES = "aten.split_with_sizes.default"
@@ -235,6 +236,8 @@ def slice_(call: Call) -> OpRule:
     part = target[dim]
     if part == shape[dim]:
         return _moved(call, lambda dims: dims, _slice_bounds(dim, 0, 1))
+    if crops(shape, target, dim, call.integer(4, "step", 1)):
+        return crop_rule(call, dim, backward=False)
     if call.integer(4, "step", 1) != 1 or part == 0 or start % part:
         return _parts(call, dim, None)
     return _parts(call, dim, part, _slice_bounds(dim, start // part, 1))
@@ -257,6 +260,8 @@ def slice_backward(call: Call) -> OpRule:
     shape, target = call.shapes[0], call.results[0]
     assert target is not None
     dim = normalise_dim(call.integer(2, "dim"), len(target))
+    if shape[dim] != target[dim] and crops(target, shape, dim, call.integer(5, "step", 1)):
+        return crop_rule(call, dim, backward=True)
     start, part = call.integer(3, "start"), shape[dim]
     start = max(0, normalise_dim(start, target[dim]))
     aligned = call.integer(5, "step", 1) == 1 and part > 1 and not start % part
@@ -313,10 +318,88 @@ def flip(call: Call) -> OpRule:
     return OpRule(factors, (kept,), (kept,), "unary")
 
 
-@rule("aten.constant_pad_nd.default")
-def pad(call: Call) -> OpRule:
-    shape, amounts = call.shapes[0], call.ints(1, "pad")
-    padded = {len(shape) - 1 - k // 2 for k, amount in enumerate(amounts) if amount}
+@rule("aten.view_as_real.default")
+def view_as_real(call: Call) -> OpRule:
+    """Complex […] -> […, 2]."""
+    return _moved(call, lambda dims: (*dims, ()))
+
+
+@rule("aten.view_as_complex.default")
+def view_as_complex(call: Call) -> OpRule:
+    """[…, 2] -> complex […]."""
+    target = call.results[0]
+    assert target is not None
+    factors, dims = _one_factor_a_dim(target)
+    return OpRule(factors, ((*dims, ()),), (dims,), "unary")
+
+
+@rule("aten._conj.default", "aten._conj_physical.default")
+def conj(call: Call) -> OpRule:
+    """Conjugates for real: a lazy one could not be sent to another device."""
+
+    def localize(
+        op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
+    ) -> tuple[Argument, ...]:
+        return op.args
+
+    made = _moved(call, lambda dims: dims, localize)
+    return replace(made, target="aten._conj_physical.default")
+
+
+@rule("aten.slice_scatter.default", "aten.select_scatter.default")
+def scatter_part(call: Call) -> OpRule:
+    """(input, part, dim, …): the dim that the part is of stays whole."""
+    shape = call.shapes[0]
+    dim = normalise_dim(call.integer(2, "dim"), len(shape))
     factors, dims = _one_factor_a_dim(shape)
-    kept = tuple(() if dim in padded else dims[dim] for dim in range(len(shape)))
-    return OpRule(factors, (kept,), (kept,))
+    whole = (*dims[:dim], (), *dims[dim + 1 :])
+    selected = call.op.target == "aten.select_scatter.default"
+    part = (*dims[:dim], *dims[dim + 1 :]) if selected else whole
+    return OpRule(factors, (whole, part), (whole,), "joint")
+
+
+@rule("aten.rot90.default")
+def rot90(call: Call) -> OpRule:
+    """The two dims that turn stay whole."""
+    shape = call.shapes[0]
+    turned = {normalise_dim(dim, len(shape)) for dim in call.ints(2, "dims", (0, 1))}
+    factors, dims = _one_factor_a_dim(shape)
+    kept = tuple(() if dim in turned else dims[dim] for dim in range(len(shape)))
+    return OpRule(factors, (kept,), (kept,), "unary")
+
+
+@rule("aten.as_strided.default", "aten.block_diag.default", "aten.resize_as.default",
+      "aten.repeat_interleave.Tensor")  # fmt: skip
+def nothing(call: Call) -> OpRule:
+    """Elements move across all dims: operands are whole, and so is the result."""
+    return OpRule(
+        (),
+        tuple(((),) * len(shape) for shape in call.shapes),
+        tuple(None if shape is None else ((),) * len(shape) for shape in call.results),
+        "joint" if call.op.target == "aten.block_diag.default" else "none",
+    )
+
+
+@rule("aten.glu.default")
+def glu(call: Call) -> OpRule:
+    """The dim that is halved is (half, within): its halves can be cut alike."""
+    return _halved(call, 1)
+
+
+@rule("aten.glu_backward.default")
+def glu_backward(call: Call) -> OpRule:
+    """(grad, input, dim) -> the input's gradient."""
+    return _halved(call, 2)
+
+
+def _halved(call: Call, position: int) -> OpRule:
+    shape = call.shapes[-1]
+    dim = normalise_dim(call.integer(position, "dim", -1), len(shape))
+    factors, dims = _one_factor_a_dim(shape)
+    kept = (*factors, Factor(2, shardable=False), Factor(shape[dim] // 2))
+    inner = () if shape[dim] == 2 else (len(factors) + 1,)
+    both = (*dims[:dim], (len(factors), *inner), *dims[dim + 1 :])
+    half = (*dims[:dim], inner, *dims[dim + 1 :])
+    if position == 1:
+        return OpRule(kept, (both,), (half,))
+    return OpRule(kept, (half, both), (both,))

@@ -55,6 +55,13 @@ class Transport(Protocol):
     def all_to_all(self, blocks: Tensor, axis: str) -> Tensor:
         """[n, *] -> [n, *]: block i goes to device i, and from device i comes block i."""
 
+    def exchange(self, sends: Sequence[Tensor], places: Sequence[Tensor], axis: str) -> None:
+        """`sends[i]` goes to device i, and what device i sends is written to `places[i]`.
+
+        Sizes are the caller's to know and may differ; this device's own entries
+        and empty ones are left alone.
+        """
+
 
 class SingleTransport:
     """The transport of one device, on which no axis has peers."""
@@ -70,6 +77,9 @@ class SingleTransport:
 
     def all_to_all(self, blocks: Tensor, axis: str) -> Tensor:
         return blocks.clone()
+
+    def exchange(self, sends: Sequence[Tensor], places: Sequence[Tensor], axis: str) -> None:
+        return None
 
 
 def device_mesh(mesh: Mesh, device: str = "cpu") -> DeviceMesh:
@@ -112,6 +122,17 @@ class NativeTransport:
         result = torch.empty_like(blocks)
         dist.all_to_all_single(_bytes(result), _bytes(blocks), group=self._groups[axis])
         return result
+
+    def exchange(self, sends: Sequence[Tensor], places: Sequence[Tensor], axis: str) -> None:
+        group = self._groups[axis]
+        posted = [
+            dist.P2POp(method, _bytes(x), group=group, group_peer=peer)
+            for method, blocks in ((dist.isend, sends), (dist.irecv, places))
+            for peer, x in enumerate(blocks)
+            if x.numel()
+        ]
+        if posted:
+            _wait(dist.batch_isend_irecv(posted))
 
 
 class GlooTransport:
@@ -165,6 +186,9 @@ class GlooTransport:
 
     def all_to_all(self, blocks: Tensor, axis: str) -> Tensor:
         return self._native.all_to_all(blocks, axis)
+
+    def exchange(self, sends: Sequence[Tensor], places: Sequence[Tensor], axis: str) -> None:
+        _wait(self._post(sends, places, axis))
 
     def _post(
         self, sends: Sequence[Tensor], receives: Sequence[Tensor], axis: str

@@ -9,7 +9,9 @@ extent 1 gives the input back.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,9 +19,10 @@ from torch import Tensor
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import UsageError
+from meshwright.layout.halo import Range, overlap, rows_sent
 from meshwright.layout.types import Reduce
 from meshwright.plan.types import Collective
-from meshwright.runtime import primitives
+from meshwright.runtime import halo, primitives
 from meshwright.runtime.collectives import (
     GlooTransport,
     NativeTransport,
@@ -164,6 +167,43 @@ class Communicator:
             result = primitives.gather_blocks(blocks, joined)
             result = primitives.trim_part(result, divided, me, n)
         self._record("all_to_all", axis, x, started)
+        return result
+
+    def halo(
+        self,
+        x: Tensor,
+        axis: str,
+        dim: int,
+        source: Sequence[Range],
+        target: Sequence[Range],
+        fill: float = 0,
+    ) -> Tensor:
+        """Rows `target[me]` of a dim of which device i on `axis` holds `source[i]`.
+
+        Ranges are (first, past) in rows of the whole dim. Rows that several
+        devices hold are added up, in their order; those that none holds are `fill`.
+        With disjoint sources that fetches rows from neighbours; with source and
+        target changed over it is the adjoint, which brings gradients back.
+        """
+        started = time.perf_counter()
+        me = self._coordinate[axis]
+        sends = halo.pieces_to_send(x, dim, me, source, target)
+        places = halo.places_to_receive(x, dim, me, source, target)
+        sent = rows_sent(source, target)
+        if sent and self._extent[axis] > 1:
+            self._transport.exchange(sends, places, axis)
+        pieces = [
+            halo.own_rows(x, dim, source[me], target[me])
+            if index == me
+            else (overlap(source[index], target[me]), place)
+            for index, place in enumerate(places)
+        ]
+        result = halo.put_together(x, dim, target[me], pieces, fill)
+        if self.pause_s:
+            time.sleep(self.pause_s)
+        rest = math.prod(size for position, size in enumerate(x.shape) if position != dim)
+        nbytes = sent * rest * x.element_size()
+        self.log.add("halo", axis, nbytes, time.perf_counter() - started)
         return result
 
     def ring_shift(self, x: Tensor, axis: str) -> Tensor:

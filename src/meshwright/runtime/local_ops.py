@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from meshwright.layout.types import Split
-from meshwright.runtime import local_attention
+from meshwright.runtime import local_attention, local_indexing, local_spatial
 from meshwright.runtime.comm import Communicator
+from meshwright.runtime.halo import rows
 from meshwright.runtime.random import dropout, normal, uniform
 
 Cuts = list[tuple[Split, int, int, int]]
@@ -48,6 +49,13 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         "mesh.reduce_scatter": comm.reduce_scatter,
         "mesh.all_to_all": all_to_all,
         "mesh.shard": comm.shard,
+        "mesh.halo": comm.halo,
+        "mesh.rows": rows,
+        "mesh.resample": local_spatial.resample,
+        "mesh.resample_backward": local_spatial.resample_backward,
+        "mesh.max_pool": local_spatial.max_pool,
+        "mesh.adaptive_max_pool": local_spatial.adaptive_max_pool,
+        "mesh.max_pool_backward": local_spatial.max_pool_backward,
         "mesh.ring_shift": comm.ring_shift,
         "mesh.ring_pack": local_attention.ring_pack,
         "mesh.ring_unpack": local_attention.ring_unpack,
@@ -62,7 +70,10 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         "mesh.nll_loss": nll_loss,
         "mesh.nll_loss_backward": nll_loss_backward,
         "mesh.amax": amax,
+        "mesh.length": length,
+        "mesh.term": term,
         "mesh.batch_norm_apply": batch_norm_apply,
+        **local_indexing.OPS,
     }
 
 
@@ -152,6 +163,16 @@ def nll_loss_backward(
     op = torch.ops.aten.nll_loss2d_backward if spatial else torch.ops.aten.nll_loss_backward
     made: Tensor = op(gradient, scores.contiguous(), target, weight, reduction, ignore, total)
     return made
+
+
+def length(positions: Tensor, times: int) -> int:
+    """`times` the number of positions in a list."""
+    return times * positions.shape[0]
+
+
+def term(x: Tensor) -> Tensor:
+    """A value as one of the terms of a sum, the others being zeros."""
+    return x
 
 
 def amax(x: Tensor, dim: int) -> Tensor:

@@ -7,7 +7,7 @@ fails, and ranks that wait for each other in a circle, end the run at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -121,6 +121,21 @@ class LockstepTransport:
     def all_to_all(self, blocks: Tensor, axis: str) -> Tensor:
         everyone = self._meet(f"all_to_all({axis})", blocks, axis)
         return torch.stack([theirs[self._index[axis]] for theirs in everyone])
+
+    def exchange(self, sends: Sequence[Tensor], places: Sequence[Tensor], axis: str) -> None:
+        # Sizes differ, so each rank brings a parcel: what it sends, end to end, and how
+        # much of it is for whom.
+        dtype = sends[0].dtype
+        parcel = torch.cat([x.reshape(-1).view(torch.uint8) for x in sends])
+        sizes = self._meet(f"exchange({axis})", torch.tensor([x.nbytes for x in sends]), axis)
+        call = (f"exchange({axis})", torch.Size(()), dtype)
+        everyone = self._world.meet(self._rank, self._peers[axis], call, parcel)
+        me = self._index[axis]
+        for index, place in enumerate(places):
+            if index != me and place.numel():
+                start = int(sizes[index][:me].sum())
+                theirs = everyone[index][start : start + place.nbytes]
+                place.copy_(theirs.view(dtype).view(place.shape))
 
     def _meet(self, kind: str, x: Tensor, axis: str) -> list[Tensor]:
         return self._world.meet(self._rank, self._peers[axis], (kind, x.shape, x.dtype), x)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from meshwright.cluster.mesh import Mesh
 from meshwright.cost.families import family_of
 from meshwright.cost.table import CostTable
+from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import Section
 from meshwright.program.types import Op, Ref, Value, refs
 
@@ -172,7 +173,9 @@ def _collective(
     kind = op.target.split(".")[1]
     axis = str(dict(op.kwargs)["axis"])
     payload = [item for item in op.results if item] if kind in _COUNT_RESULTS else names
-    nbytes = sum(values[name].nbytes for name in payload)
+    nbytes = (
+        sent_bytes(op, values) if kind == "halo" else sum(values[name].nbytes for name in payload)
+    )
     count, total = run.collectives.get((kind, axis), (0, 0))
     run.collectives[kind, axis] = (count + 1, total + nbytes)
     return costs.collective(kind, mesh.extent(axis), mesh.stride(axis), nbytes)
