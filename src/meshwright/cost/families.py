@@ -10,7 +10,7 @@ from meshwright.errors import RuleError
 Family = Literal[
     "matmul", "convolution", "attention", "recurrent", "pointwise", "transcendental", "reduction",
     "normalisation", "batch_norm", "softmax", "indexing", "pooling", "factory", "random", "view",
-    "copy", "collective", "custom",
+    "copy", "collective", "custom", "opaque",
 ]  # fmt: skip
 
 COMPUTE_BOUND: frozenset[Family] = frozenset({"matmul", "convolution", "attention", "recurrent"})
@@ -20,7 +20,8 @@ COMPUTE_BOUND: frozenset[Family] = frozenset({"matmul", "convolution", "attentio
 _NAMES: dict[Family, str] = {
     "matmul": """
         mm addmm bmm baddbmm addbmm matmul linear dot vdot mv addmv addr ger outer
-        _addmm_activation linear_backward _grouped_mm _scaled_mm""",
+        _addmm_activation linear_backward _grouped_mm _scaled_mm
+        _trilinear _euclidean_dist""",
     "convolution": """
         convolution _convolution convolution_backward convolution_overrideable
         mkldnn_convolution cudnn_convolution conv1d conv2d conv3d conv_transpose1d
@@ -56,14 +57,16 @@ _NAMES: dict[Family, str] = {
         binary_cross_entropy binary_cross_entropy_backward
         isclose isin triu tril rrelu _conj_physical
         __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__
-        __irshift__""",
+        __irshift__
+        linalg_cross""",
     "transcendental": """
         acos acosh asin asinh atan atan2 atanh celu cos cosh digamma elu elu_backward erf erfc
         erfinv exp exp2 expm1 gelu gelu_backward i0 igamma igammac lgamma log log10 log1p log2
         log_sigmoid_forward log_sigmoid_backward logaddexp logaddexp2 logit logit_backward mish
         mish_backward mvlgamma polygamma selu sigmoid sigmoid_backward silu silu_backward sin
         sinc sinh softplus softplus_backward tan tanh tanh_backward xlogy float_power
-        binary_cross_entropy_with_logits kl_div""",
+        binary_cross_entropy_with_logits kl_div
+        _fft_r2c _fft_c2c _fft_c2r linalg_matrix_exp""",
     "reduction": """
         sum mean prod amax amin max min all any argmax argmin aminmax std std_mean var var_mean
         norm linalg_vector_norm nansum nanmean median nanmedian mode kthvalue topk sort argsort
@@ -71,7 +74,12 @@ _NAMES: dict[Family, str] = {
         cummax cummin logcumsumexp _logcumsumexp trace dist cdist _cdist_forward _cdist_backward
         _pdist_forward searchsorted bucketize equal item _local_scalar_dense trapezoid
         nll_loss nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward
-        nll_loss_nd cross_entropy_loss value_selecting_reduction_backward""",
+        nll_loss_nd cross_entropy_loss value_selecting_reduction_backward
+        _linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd
+        linalg_cholesky_ex linalg_eig linalg_householder_product linalg_inv_ex linalg_lu
+        linalg_lu_factor_ex linalg_lu_solve linalg_pinv linalg_qr linalg_solve_triangular lu_unpack
+        cholesky_inverse cholesky_solve multi_margin_loss multi_margin_loss_backward
+        multilabel_margin_loss_forward multilabel_margin_loss_backward""",
     "normalisation": """
         native_layer_norm native_layer_norm_backward layer_norm native_group_norm
         native_group_norm_backward group_norm rms_norm _fused_rms_norm _fused_rms_norm_backward
@@ -99,7 +107,8 @@ _NAMES: dict[Family, str] = {
         adaptive_max_pool2d_backward adaptive_max_pool3d_backward upsample_nearest1d_backward
         upsample_nearest2d_backward upsample_nearest3d_backward upsample_bilinear2d_backward
         _upsample_bilinear2d_aa_backward upsample_bicubic2d_backward upsample_linear1d_backward
-        upsample_trilinear3d_backward grid_sampler_2d_backward""",
+        upsample_trilinear3d_backward grid_sampler_2d_backward
+        grid_sampler_3d_backward""",
     "pooling": """
         max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d
         avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
@@ -110,7 +119,8 @@ _NAMES: dict[Family, str] = {
     "factory": """
         zeros ones full empty empty_strided empty_permuted new_zeros new_ones new_full new_empty
         new_empty_strided zeros_like ones_like full_like empty_like arange linspace logspace eye
-        scalar_tensor tril_indices triu_indices zero fill""",
+        scalar_tensor tril_indices triu_indices zero fill
+        affine_grid_generator hann_window hamming_window blackman_window resize_as""",
     "random": """
         rand randn randint randperm rand_like randn_like randint_like bernoulli dropout
         native_dropout
@@ -131,7 +141,8 @@ _NAMES: dict[Family, str] = {
         replication_pad1d_backward replication_pad2d replication_pad2d_backward
         _pad_circular cartesian_prod meshgrid block_diag diag diag_embed
         split_copy split_with_sizes_copy permute_copy transpose_copy slice_copy select_copy
-        unbind_copy view_copy expand_copy unfold_copy""",
+        unbind_copy view_copy expand_copy unfold_copy
+        channel_shuffle diagonal_copy""",
 }
 
 COLLECTIVES: frozenset[str] = frozenset(
@@ -143,11 +154,20 @@ _OWN: dict[str, Family] = {
     **dict.fromkeys(COLLECTIVES, "collective"),
     "shard": "copy",
     **dict.fromkeys(
-        ("attention", "attention_backward", "attention_step", "attention_step_backward"), "attention"
+        ("attention", "attention_backward", "attention_step", "attention_step_backward"),
+        "attention",
     ),
     "ring_pack": "copy",
     "ring_unpack": "copy",
     "rows": "copy",
+    **dict.fromkeys(
+        (
+            f"{kind}_{part}"
+            for kind in ("group", "layer")
+            for part in ("sum", "squares", "apply", "terms", "gradient")
+        ),
+        "normalisation",
+    ),
     "resample": "pooling",
     "resample_backward": "indexing",
     "max_pool": "pooling",
@@ -171,6 +191,8 @@ _OWN: dict[str, Family] = {
     "nll_loss_backward": "indexing",
     "batch_norm_apply": "batch_norm",
     "sum_of_squares": "reduction",
+    "opaque": "opaque",
+    "opaque_backward": "opaque",
 }  # fmt: skip
 
 _FAMILY_OF: dict[str, Family] = {

@@ -53,6 +53,8 @@ def neutral(reduce: Reduce, dtype: str) -> float:
     """The number that changes nothing in a reduction of values of `dtype`."""
     if reduce in ("sum", "prod"):
         return 0 if reduce == "sum" else 1
+    if dtype == "bool":
+        return 0 if reduce == "max" else 1
     if dtype in _BITS:
         largest = (1 << (_BITS[dtype] - 1)) - 1
         return -largest - 1 if reduce == "max" else largest

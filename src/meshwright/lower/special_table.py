@@ -8,7 +8,9 @@ from meshwright.lower import (
     special,
     special_attention,
     special_conv,
+    special_moments,
     special_index,
+    special_losses,
     special_norm,
     special_pool,
     special_reduce,
@@ -34,6 +36,7 @@ SPECIAL: Mapping[str, Lowering] = {
     "gather_held": special_index.gather,
     "scatter_held": special_index.scatter,
     "scatter_terms": special_index.scatter,
+    "margin_loss": special_losses.margin_loss,
     "variance_across": special_reduce.variance_across,
     "norm_across": special_reduce.norm_across,
     "logsumexp_across": special_reduce.logsumexp_across,
@@ -41,6 +44,10 @@ SPECIAL: Mapping[str, Lowering] = {
     "scan_across": special_reduce.scan_across,
     "batch_norm": special_norm.batch_norm,
     "batch_norm_backward": special_norm.batch_norm_backward,
+    "group_norm": special_moments.group_norm,
+    "group_norm_backward": special_moments.group_norm_backward,
+    "layer_norm": special_moments.layer_norm,
+    "layer_norm_backward": special_moments.layer_norm_backward,
     "spatial_convolution": special_conv.spatial_convolution,
     "spatial_convolution_backward": special_conv.spatial_convolution_backward,
     "spatial_max_pool": special_pool.spatial_max_pool,
@@ -57,11 +64,14 @@ SPECIAL: Mapping[str, Lowering] = {
 COVERS: Mapping[str, frozenset[str]] = {
     "spatial_convolution": frozenset({"bias_once"}),
     "nll_loss": frozenset({"nll_loss_rows"}),
+    "put_held": frozenset({"put_terms"}),
+    "scatter_held": frozenset({"scatter_terms"}),
 }
 """Lowerings that do the work of others as well, where an op is cut along factors of both."""
 
 CONTIGUOUS = frozenset({
     "nll_loss", "nll_loss_backward", "embedding_rows", "embedding_rows_backward",
     "take_held", "put_held", "gather_held", "scatter_held", "extreme_across", "scan_across",
+    "margin_loss",
 })  # fmt: skip
 """Lowerings that count from a first index, so that only contiguous parts will do."""

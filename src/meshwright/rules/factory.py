@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from meshwright.program.types import Argument, Op
 from meshwright.rules.build import broadcast
 from meshwright.rules.registry import Call, rule
@@ -26,6 +28,15 @@ def full(call: Call) -> OpRule:
     "aten.linspace.default",
     "aten.eye.default",
     "aten.scalar_tensor.default",
+    "aten.eye.m",
+    "aten.logspace.default",
+    "aten.tril_indices.default",
+    "aten.triu_indices.default",
+    "aten.hann_window.default",
+    "aten.hann_window.periodic",
+    "aten.hamming_window.default",
+    "aten.hamming_window.periodic",
+    "aten.blackman_window.default",
 )
 def positional(call: Call) -> OpRule:
     """What an element holds depends on where it stands: made whole, then cut where needed."""
@@ -53,6 +64,20 @@ def new(call: Call) -> OpRule:
     dims = made.results[0] if call.shapes[0] == result else ((),) * len(call.shapes[0])
     assert dims is not None
     return OpRule(made.factors, (dims,), made.results, localize=localize)
+
+
+@rule("aten.new_empty_strided.default")
+def new_empty_strided(call: Call) -> OpRule:
+    """What is uninitialised needs no particular strides: those of the local part will do."""
+    made = new(call)
+
+    def localize(
+        op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
+    ) -> tuple[Argument, ...]:
+        assert results[0] is not None
+        return (op.args[0], results[0])
+
+    return replace(made, localize=localize, target="aten.new_empty.default")
 
 
 @rule(

@@ -65,10 +65,16 @@ REDUCTION_POSITION = {
     "aten.huber_loss_backward.default": 3,
     "aten.soft_margin_loss_backward.default": 3,
     "aten.binary_cross_entropy_backward.default": 4,
+    "aten.multi_margin_loss.default": 5,
+    "aten.multi_margin_loss_backward.default": 6,
+    "aten.multilabel_margin_loss_forward.default": 2,
+    "aten.multilabel_margin_loss_backward.default": 3,
 }
+_MARGINS = tuple(name for name in REDUCTION_POSITION if "margin_loss" in name
+                 and "soft" not in name)  # fmt: skip
 
 
-@rule(*(name for name in REDUCTION_POSITION if "backward" not in name))
+@rule(*(name for name in REDUCTION_POSITION if "backward" not in name and name not in _MARGINS))
 def elementwise_loss(call: Call) -> OpRule:
     """(input, target, weights?, reduction, …): a mean over a cut dim needs the global count."""
     names = letters(len(call.shapes[0]))
@@ -82,7 +88,7 @@ def elementwise_loss(call: Call) -> OpRule:
     )
 
 
-@rule(*(name for name in REDUCTION_POSITION if "backward" in name))
+@rule(*(name for name in REDUCTION_POSITION if "backward" in name and name not in _MARGINS))
 def elementwise_loss_backward(call: Call) -> OpRule:
     """(grad, input, target, weight?, reduction, …): a mean's gradient divides by that count."""
     names = letters(len(call.shapes[1]))
@@ -93,4 +99,29 @@ def elementwise_loss_backward(call: Call) -> OpRule:
         call.shapes,
         call.results,
         special=dict.fromkeys(names, "global_mean_backward") if reduction == MEAN else None,
+    )
+
+
+@rule(*_MARGINS)
+def margin_loss(call: Call) -> OpRule:
+    """Losses in which the classes of one example meet: the batch can be cut, the classes not.
+
+    Operands in order: grad (of a backward), scores, target, and what is as long as the classes.
+    """
+    backward = "backward" in call.op.target
+    scores = call.shapes[1 if backward else 0]
+    reduction = call.arg(REDUCTION_POSITION[call.op.target], "reduction", MEAN)
+    batch = "n" if len(scores) == 2 else ""
+    each = batch if reduction == NONE else ""
+    rows = f"{batch}."
+    labels = rows if "multilabel" in call.op.target else batch
+    operands = [*([each] if backward else []), rows, labels]
+    if len(call.shapes) > len(operands):
+        operands.append(rows if "multilabel" in call.op.target else ".")
+    results = [rows] if backward else [each, rows][: len(call.results)]
+    return einsum(
+        ",".join(operands) + "->" + ",".join(results),
+        call.shapes,
+        call.results,
+        special={"n": "margin_loss"},
     )

@@ -38,3 +38,22 @@ def addmm(call: Call) -> OpRule:
 def baddbmm(call: Call) -> OpRule:
     bias = {3: "bij", 2: "ij", 1: "j"}[len(call.shapes[0])]
     return einsum(f"{bias},bik,bkj->bij", call.shapes, call.results, special={"k": "bias_once"})
+
+
+@rule("aten.addmv.default")
+def addmv(call: Call) -> OpRule:
+    return einsum("i,ik,k->i", call.shapes, call.results, special={"k": "bias_once"})
+
+
+@rule("aten.addr.default")
+def addr(call: Call) -> OpRule:
+    bias = "ij"[2 - len(call.shapes[0]) :]
+    return einsum(f"{bias},i,j->ij", call.shapes, call.results)
+
+
+@rule("aten.addbmm.default")
+def addbmm(call: Call) -> OpRule:
+    """bias [i, j] + the sum over b of a [b, i, k] @ b [b, k, j]."""
+    bias = "ij"[2 - len(call.shapes[0]) :]
+    special = dict.fromkeys("bk", "bias_once")
+    return einsum(f"{bias},bik,bkj->ij", call.shapes, call.results, special=special)
