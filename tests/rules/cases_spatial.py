@@ -6,6 +6,7 @@ that reach beyond the next device, dims of one row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -209,3 +210,49 @@ case("slice.Tensor", t(2, 3, 9, 4), 2, 1, 8, note="spatial crop")
 case("slice.Tensor", t(2, 3, 9, 4), 2, 1, 9223372036854775807, 2, note="spatial every other")
 case("slice_backward.default", t(2, 3, 7, 4), [2, 3, 9, 4], 2, 1, 8, 1, note="spatial crop")
 case("slice_backward.default", t(2, 3, 4, 4), [2, 3, 9, 4], 2, 1, 9, 2, note="spatial every other")
+
+
+def group_norm(size: tuple[int, ...], groups: int, affine: bool) -> tuple[Any, ...]:
+    n, channels, *rest = size
+    vectors = (normal(channels), normal(channels)) if affine else (None, None)
+    return normal(*size), *vectors, n, channels, math.prod(rest), groups, 1e-5
+
+
+def group_norm_backward(size: tuple[int, ...], groups: int, affine: bool) -> tuple[Any, ...]:
+    x, weight, bias, *numbers = group_norm(size, groups, affine)
+    _, mean, rstd = aten.native_group_norm(x, weight, bias, *numbers)
+    return normal(*x.shape), x, mean, rstd, weight, *numbers[:-1], [True, affine, affine]
+
+
+def layer_norm(size: tuple[int, ...], dims: int, affine: bool) -> tuple[Any, ...]:
+    tail = size[-dims:]
+    vectors = (normal(*tail), normal(*tail)) if affine else (None, None)
+    return normal(*size), list(tail), *vectors, 1e-5
+
+
+def layer_norm_backward(size: tuple[int, ...], dims: int, affine: bool) -> tuple[Any, ...]:
+    x, tail, weight, bias, eps = layer_norm(size, dims, affine)
+    _, mean, rstd = aten.native_layer_norm(x, tail, weight, bias, eps)
+    return normal(*x.shape), x, tail, mean, rstd, weight, bias, [True, affine, affine]
+
+
+for size, count, affine in (
+    ((2, 6, 5, 3), 3, True),
+    ((3, 4, 5), 4, False),
+    ((2, 4, 3, 2, 3), 2, True),
+):
+    note = f"spatial {size}"
+    for target, make in (("", group_norm), ("_backward", group_norm_backward)):
+        computed(
+            f"native_group_norm{target}.default",
+            lambda size=size, count=count, affine=affine, make=make: make(size, count, affine),
+            note,
+        )
+for size, count, affine in (((2, 3, 5, 4), 3, True), ((4, 3, 5), 2, False), ((3, 5), 2, True)):
+    note = f"spatial {size}"
+    for target, make in (("", layer_norm), ("_backward", layer_norm_backward)):
+        computed(
+            f"native_layer_norm{target}.default",
+            lambda size=size, count=count, affine=affine, make=make: make(size, count, affine),
+            note,
+        )

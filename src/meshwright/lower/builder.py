@@ -34,6 +34,7 @@ class Builder:
         self.whole: dict[str, Whole] = {}
         self.ops: list[Op] = []
         self.phase: Phase = "forward"
+        self.zeros: set[str] = set()  # what is known to be all zeros on this device
         self.converted: dict[str, dict[Layout, str]] = {}  # what each value was brought into
         self._shapes: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
         self._count: dict[str, int] = {}
@@ -94,14 +95,18 @@ class Builder:
         like: str,
         source: Source,
         name: str | None = None,
+        sizes: tuple[int | Ref, ...] | None = None,
     ) -> str:
-        """Add a local tensor full of one number, of the part of a whole tensor of `shape`."""
+        """Add a local tensor full of one number, of the part of a whole tensor of `shape`.
+
+        sizes: its local sizes, where some are only known when the step runs.
+        """
         options: tuple[tuple[str, Argument], ...] = (
             ("dtype", Symbol("dtype", dtype)),
             ("device", Symbol("device", "cpu")),
         )
         return self.emit(
-            "aten.full.default", (self.local(shape, layout), number), shape, dtype, layout,
+            "aten.full.default", (sizes or self.local(shape, layout), number), shape, dtype, layout,
             like=like, source=source, kwargs=options, name=name,
         )  # fmt: skip
 
@@ -170,6 +175,13 @@ class Builder:
         kept = self.converted.setdefault(value, {})
         if after in kept:
             return kept[after]
+        if step.gather is not None and step.cut is not None and self._alike(before, step):
+            made = self.emit(
+                "aten.alias.default", (Ref(value),), before.shape, dtype, after,
+                like=value, source=source, storage=self.values[value].storage,
+            )  # fmt: skip
+            kept[after] = made
+            return made
         kwargs: dict[str, Argument] = {"axis": step.axis}
         if step.kind in ("all_reduce", "reduce_scatter"):
             kwargs["reduce"] = step.reduce
@@ -189,6 +201,19 @@ class Builder:
         )
         kept[after] = made
         return made
+
+    def _alike(self, whole: Whole, step: Step) -> bool:
+        """Whether two splits of one dim put the same parts on the same devices."""
+        one, other, parts = step.gather, step.cut, self.mesh.extent(step.axis)
+        assert one is not None and other is not None
+        return (
+            (one.dim, one.outer) == (other.dim, other.outer)
+            and one.extent % parts == 0
+            and other.extent % parts == 0
+            and not any(
+                split.dim == one.dim for axis, split in whole.layout.shards if axis != step.axis
+            )
+        )
 
     def _numbers(
         self, whole: Whole, axis: str, split: Split, prefix: str, kind: str

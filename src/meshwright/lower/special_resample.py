@@ -109,6 +109,12 @@ def whole_dims(
     return (tuple(pads),)
 
 
+def _needs_op(op: Op, found: Sequence[Resampling], here: Mapping[int, int]) -> bool:
+    """Whether something is left to the op itself: dims that lie whole, a divisor given by hand."""
+    kind = _kind(op)
+    return len(here) < len(found) or (kind == "average" and _rest(op, kind)[5] is not None)
+
+
 def _needs(
     cuts: Sequence[RowCut], found: Sequence[Resampling], lead: int
 ) -> list[tuple[Range, ...]]:
@@ -147,7 +153,7 @@ def spatial_resample(site: Site) -> tuple[str | None, ...]:
     here = {cut.dim - lead: site.b.local(shape, layout)[cut.dim] for cut in cuts}
     if 0 in site.b.values[slab.name].shape or 0 in site.b.local(shape, layout):
         return (site.fill(0, shape, layout).name,)
-    name = site.op.target if len(here) < len(found) else None
+    name = site.op.target if _needs_op(site.op, found, here) else None
     args = (slab, name, whole_dims(site.op, found, here), _passes(cuts, found, needs, lead))
     return (site.emit("mesh.resample", args, shape, layout).name,)
 
@@ -171,7 +177,7 @@ def spatial_resample_backward(site: Site) -> tuple[str | None, ...]:
         terms = site.fill(0, tuple(slab), REPLICATED, dtype)
     else:
         cut_dims = {cut.dim - lead: here[cut.dim] for cut in cuts}
-        name = site.op.target if len(cut_dims) < len(found) else None
+        name = site.op.target if _needs_op(site.op, found, cut_dims) else None
         args = (
             gradient, name, whole_dims(site.op, found, cut_dims),
             _passes(cuts, found, needs, lead), tuple(slab),

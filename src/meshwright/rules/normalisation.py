@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
+
 from meshwright.program.types import Argument, Op
 from meshwright.rules.build import einsum, letters
 from meshwright.rules.registry import Call, rule
-from meshwright.rules.types import OpRule, Shape
+from meshwright.rules.types import Dims, Factor, OpRule, Shape
+
+
+def _special(normed: str, name: str) -> dict[str, str] | None:
+    """Dims normalised together, as channels and rows of an image, can be cut beside each other.
+
+    A single normalised dim, the width of a transformer, stays whole.
+    """
+    return dict.fromkeys(normed, name) if len(normed) > 1 else None
 
 
 @rule("aten.native_layer_norm.default")
@@ -16,12 +27,17 @@ def layer_norm(call: Call) -> OpRule:
     lead, normed = names[: rank - tail], names[rank - tail :]
     affine = [normed] * (len(call.shapes) - 1)
     statistics = lead + "." * tail
-    return einsum(
+    special = _special(normed, "layer_norm")
+    made = einsum(
         ",".join([names, *affine]) + f"->{names},{statistics},{statistics}",
         call.shapes,
         call.results,
-        fixed=normed,
+        fixed="" if special else normed,
+        special=special,
     )
+    # The lowering reduces the statistics itself, so none of them is left pending.
+    unreduced = frozenset((result, k) for result in (1, 2) for k in range(len(made.factors)))
+    return replace(made, unreduced=unreduced if special else frozenset())
 
 
 @rule("aten.native_layer_norm_backward.default")
@@ -32,54 +48,80 @@ def layer_norm_backward(call: Call) -> OpRule:
     lead, normed = names[: rank - tail], names[rank - tail :]
     statistics = lead + "." * tail
     affine = [normed] * (len(call.shapes) - 4)
+    special = _special(normed, "layer_norm_backward")
     return einsum(
         ",".join([names, names, statistics, statistics, *affine]) + f"->{names},{normed},{normed}",
         call.shapes,
         call.results,
-        fixed=normed,
+        fixed="" if special else normed,
+        special=special,
     )
+
+
+def _groups(
+    data: Shape, groups: int, special: str
+) -> tuple[tuple[Factor, ...], Dims, Dims, tuple[int, ...]]:
+    """Factors batch, group, channel within a group, spatial; dims of data, statistics, vectors.
+
+    Whole groups are cut like anything that passes; statistics over cut spatial
+    dims are reduced by the lowering `special`.
+    """
+    sizes = (data[0], groups, data[1] // groups, *data[2:])
+    index = {k: n for n, k in enumerate(k for k, size in enumerate(sizes) if size != 1)}
+    factors = tuple(
+        Factor(sizes[k], "sum", shardable=k != 2, special=special if k > 2 else None) for k in index
+    )
+
+    def dim(*positions: int) -> tuple[int, ...]:
+        return tuple(index[k] for k in positions if k in index)
+
+    spatial = tuple(dim(k) for k in range(3, len(sizes)))
+    return factors, (dim(0), dim(1, 2), *spatial), (dim(0), dim(1)), dim(1, 2)
 
 
 @rule("aten.native_group_norm.default")
 def group_norm(call: Call) -> OpRule:
-    """(input, weight?, bias?, N, C, HxW, group, eps) -> (output, mean, rstd); batch can be cut."""
-    rank = len(call.shapes[0])
-    names = letters(rank)
-    channel = names[1]
-    affine = [channel] * (len(call.shapes) - 1)
+    """(input, weight?, bias?, N, C, HxW, group, eps) -> (output, mean, rstd)."""
+    within = call.shapes[0][1] // call.integer(6, "group")
+    factors, data, statistics, vector = _groups(
+        call.shapes[0], call.integer(6, "group"), "group_norm"
+    )
 
     def localize(
         op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
     ) -> tuple[Argument, ...]:
-        return (*op.args[:3], operands[0][0], *op.args[4:])
+        n, channels, *rest = operands[0]
+        return (*op.args[:3], n, channels, prod(rest), channels // within, *op.args[7:])
 
-    return einsum(
-        ",".join([names, *affine]) + f"->{names},{names[0]}.,{names[0]}.",
-        call.shapes,
-        call.results,
-        fixed=names[1:],
+    # The lowering reduces the statistics itself, so none of them is left pending.
+    unreduced = frozenset((result, k) for result in (1, 2) for k in range(len(factors)))
+    return OpRule(
+        factors,
+        (data, *[(vector,)] * (len(call.shapes) - 1)),
+        (data, statistics, statistics),
         localize=localize,
+        unreduced=unreduced,
     )
 
 
 @rule("aten.native_group_norm_backward.default")
 def group_norm_backward(call: Call) -> OpRule:
     """(grad, input, mean, rstd, weight?, N, C, HxW, group, mask) -> three gradients."""
-    rank = len(call.shapes[0])
-    names = letters(rank)
-    affine = [names[1]] * (len(call.shapes) - 4)
+    within = call.shapes[0][1] // call.integer(8, "group")
+    factors, data, statistics, vector = _groups(
+        call.shapes[0], call.integer(8, "group"), "group_norm_backward"
+    )
 
     def localize(
         op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
     ) -> tuple[Argument, ...]:
-        return (*op.args[:5], operands[0][0], *op.args[6:])
+        n, channels, *rest = operands[0]
+        return (*op.args[:5], n, channels, prod(rest), channels // within, *op.args[9:])
 
-    return einsum(
-        ",".join([names, names, f"{names[0]}.", f"{names[0]}.", *affine])
-        + f"->{names},{names[1]},{names[1]}",
-        call.shapes,
-        call.results,
-        fixed=names[1:],
+    return OpRule(
+        factors,
+        (data, data, statistics, statistics, *[(vector,)] * (len(call.shapes) - 4)),
+        (data, (vector,), (vector,)),
         localize=localize,
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meshwright.layout.types import Split
-from meshwright.runtime import local_attention, local_indexing, local_spatial
+from meshwright.runtime import local_attention, local_indexing, local_moments, local_spatial
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.halo import rows
 from meshwright.runtime.random import dropout, normal, uniform
@@ -74,6 +74,7 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         "mesh.term": term,
         "mesh.batch_norm_apply": batch_norm_apply,
         **local_indexing.OPS,
+        **local_moments.OPS,
     }
 
 
