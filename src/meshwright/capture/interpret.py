@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meshwright.program.types import Argument, Program, Ref, Symbol
+from meshwright.program.types import Argument, Length, Program, Ref, Symbol
 
 
 def interpret(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,6 +44,8 @@ def _real(argument: Argument, values: Mapping[str, Tensor]) -> Any:
         return torch.device(argument.text) if argument.kind == "device" else getattr(
             torch, argument.text
         )  # fmt: skip
+    if isinstance(argument, Length):
+        return argument.times * values[argument.value].shape[0]
     if isinstance(argument, tuple):
         return [_real(item, values) for item in argument]
     return argument

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from meshwright.layout.ragged import Lists
 from meshwright.layout.types import Split
 from meshwright.program.types import Op, Program
 from meshwright.rules.registry import rules_of
@@ -52,10 +53,12 @@ class Analysis:
     program: Program
     prober: Prober | None = None
     rules: Mapping[str, OpRule] = field(init=False)
+    lists: Lists = field(init=False)
     _groups: dict[Member, Group] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rules = rules_of(self.program, self.prober)
+        self.lists = Lists(self.program, rules_of(self.program, self.prober))
+        self.rules = self.lists.rules
 
     @cached_property
     def touching(self) -> Mapping[str, tuple[tuple[Op, OpRule, Dims], ...]]:

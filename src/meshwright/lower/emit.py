@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import meshwright.own_ops  # noqa: F401  (registers torch.ops.mesh)
 from meshwright.layout.lowered import Section
 from meshwright.program.types import Argument, Op, Ref, Symbol, Value
 

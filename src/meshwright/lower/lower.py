@@ -261,6 +261,9 @@ class Lowering:
                 made = bias_term(site, self.ragged, op)
             else:
                 made = SPECIAL[specials.pop()](site) if specials else random(site)
+            if op.target in RANDOM and self.ragged.touches(op):
+                drawn = self.b.ops.pop()
+                self.b.ops.append(self.ragged.drawn(op, drawn))
         else:
             empty = emptied(chosen, self.assignment.mesh, self.coordinate)
             made = self._plain(op, rule, names, operands, results, empty)
@@ -355,7 +358,9 @@ class Lowering:
             for made_name, reduce in zip(local, known, strict=True):
                 if made_name is not None and self.ragged.touches(op):
                     number = neutral(reduce, self.b.values[made_name].dtype)
-                    self.ragged.fill(op.results[local.index(made_name)] or "", made_name, number, op)
+                    self.ragged.fill(
+                        op.results[local.index(made_name)] or "", made_name, number, op
+                    )
                 elif made_name is not None:
                     self._fill(made_name, reduce, op.source)
             return tuple(local)

@@ -156,6 +156,8 @@ def _copy(lowering: Lowering, template: _Template, run: Sequence[Op]) -> bool:
         storage = locals_.get(value.storage, value.storage)
         b.values[name] = replace(value, name=name, storage=storage)
         b.whole[name] = whole
+        if value.name in b.zeros:
+            b.zeros.add(name)
     for op in template.emitted:
         b.ops.append(_renamed(op, locals_, sources, streams))
     for local, conversions in template.converted.items():
@@ -218,6 +220,7 @@ def _locals(
         found[mine] = their
         one, other = template.before[mine], b.converted.get(their, {})
         same = b.whole[mine] == b.whole[their] and b.values[mine].dtype == b.values[their].dtype
+        same = same and (mine in b.zeros) == (their in b.zeros)
         if not same or one.keys() != other.keys():
             return None
         stack.extend((local, other[layout]) for layout, local in one.items())

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from meshwright.program.types import Argument, Input, Program, Ref, Symbol
+from meshwright.program.types import Argument, Input, Length, Program, Ref, Symbol
 
 
 def fingerprint(program: Program) -> str:
@@ -50,6 +50,8 @@ def _plain(argument: Argument) -> Any:
         return {"ref": argument.name}
     if isinstance(argument, Symbol):
         return {argument.kind: argument.text}
+    if isinstance(argument, Length):
+        return {"length": argument.value, "times": argument.times}
     if isinstance(argument, tuple):
         return [_plain(item) for item in argument]
     if isinstance(argument, (float, complex)):

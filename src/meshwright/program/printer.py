@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from meshwright.program.types import Argument, Op, Program, Ref, Symbol, Value
+from meshwright.program.types import Argument, Length, Op, Program, Ref, Symbol, Value
 
 _SHORT = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
@@ -67,6 +67,9 @@ def _argument(argument: Argument) -> str:
         return f"%{argument.name}"
     if isinstance(argument, Symbol):
         return argument.text
+    if isinstance(argument, Length):
+        times = f"{argument.times}*" if argument.times != 1 else ""
+        return f"{times}length(%{argument.value})"
     if isinstance(argument, tuple):
         return f"[{', '.join(map(_argument, argument))}]"
     return repr(argument)
