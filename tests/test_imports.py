@@ -49,7 +49,7 @@ def rule(
 ALWAYS = frozenset({"errors", "_version"})
 DATA = ("program", "cluster", "plan")
 PLANNING = (*DATA, "rules", "layout", "cost", "simulate", "search")
-TORCH = ("task", "torch_private")
+TORCH = ("task", "torch_private", "draws", "own_ops", "as_is")
 STAGES = (*PLANNING, *TORCH, "capture", "lower", "runtime", "checkpoint", "report", "zoo")
 
 RULES: dict[str, Rule] = {
@@ -68,6 +68,9 @@ RULES: dict[str, Rule] = {
     # From and to PyTorch.
     "torch_private": rule(torch=True, private=True),
     "task": rule(torch=True),
+    "draws": rule(torch=True),
+    "own_ops": rule(torch=True),
+    "as_is": rule("torch_private", torch=True),  # a mark on users' modules
     "zoo": rule(*TORCH, torch=True),
     "capture": rule("program", *TORCH, torch=True),
     "lower": rule(*PLANNING, *TORCH, torch=True, distributed=True),
@@ -79,7 +82,9 @@ RULES: dict[str, Rule] = {
     # Commands parse, call the api and print; they also start processes, name models of
     # the zoo and write pages and timelines, but touch no stage between capture and lowering.
     "cli": rule(*DATA, "api", "__init__", "report", "runtime", "simulate", "task", "zoo"),
-    "__init__": rule(*DATA, "api", "task", "runtime"),  # where the public names are defined
+    "__init__": rule(
+        *DATA, "api", "as_is", "task", "runtime"
+    ),  # where the public names are defined
     "__main__": rule("cli"),
 }
 

@@ -29,6 +29,7 @@ from meshwright.errors import (
 
 if TYPE_CHECKING:
     from meshwright.api import parallelize, plan, register_rule, verify
+    from meshwright.as_is import opaque
     from meshwright.plan.file import load_plan, save_plan
     from meshwright.plan.types import Plan
     from meshwright.runtime.job import Job, Metrics
@@ -51,6 +52,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "load_plan",
+    "opaque",
     "parallelize",
     "plan",
     "register_rule",
@@ -64,6 +66,7 @@ _HOMES = {
     "Plan": "meshwright.plan.types",
     "Task": "meshwright.task",
     "load_plan": "meshwright.plan.file",
+    "opaque": "meshwright.as_is",
     "parallelize": "meshwright.api",
     "register_rule": "meshwright.api",
     "save_plan": "meshwright.plan.file",

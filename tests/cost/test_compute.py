@@ -154,10 +154,18 @@ def test_views_cost_next_to_nothing() -> None:
 
 
 def test_collectives_and_unknown_ops_are_refused() -> None:
-    for target in ("mesh.all_reduce", "aten.unheard_of.default"):
+    for target in ("mesh.all_reduce", "mesh.unheard_of"):
         op, values = case(target, [(4,)], (4,))
         with pytest.raises(RuleError):
             op_seconds(op, values, profile())
+
+
+def test_an_op_of_a_users_own_costs_what_it_reads_and_writes() -> None:
+    small = case("mylib.op.default", [(1 << 20,)], (1 << 20,))
+    large = case("mylib.op.default", [(1 << 22,)], (1 << 22,))
+    known = case("aten.add.Tensor", [(1 << 22,)], (1 << 22,))
+    assert op_seconds(*small, profile()) < op_seconds(*large, profile())
+    assert op_seconds(*large, profile()) == pytest.approx(op_seconds(*known, profile()))
 
 
 def test_curve() -> None:

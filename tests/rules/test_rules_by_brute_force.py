@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import meshwright.as_is  # noqa: F401  (registers ops)
 from meshwright.lower.choose import allowed
 from meshwright.lower.special_random import RANDOM
 from meshwright.rules import targets
@@ -27,14 +28,18 @@ def close(mine: Tensor | None, whole: Tensor | None, message: str) -> None:
         )
 
 
+# Calls of users' modules, which tests/capture/test_opaque.py runs cut and uncut.
+OPAQUE = frozenset({"mesh.opaque.default", "mesh.opaque_backward.default"})
+
+
 def test_every_rule_has_a_case() -> None:
-    assert set(CASES) == set(targets())
+    assert set(CASES) == set(targets()) - OPAQUE
 
 
 @pytest.mark.parametrize("target", targets())
 def test_a_rule_names_an_op_of_pytorch(target: str) -> None:
-    _, name, overload = target.split(".")
-    assert overload in getattr(torch.ops.aten, name).overloads()
+    namespace, name, overload = target.split(".")
+    assert overload in getattr(getattr(torch.ops, namespace), name).overloads()
 
 
 @pytest.mark.parametrize("case", EVERY_CASE, ids=str)

@@ -9,6 +9,7 @@ from meshwright.cluster.types import Profile
 from meshwright.cost.curve import interpolate
 from meshwright.cost.families import COMPUTE_BOUND, Family, family_of
 from meshwright.cost.flops import is_causal, op_flops
+from meshwright.cost.opaque import counted
 from meshwright.errors import RuleError
 from meshwright.program.types import Op, Value, refs
 
@@ -24,7 +25,7 @@ _ROW_READERS = frozenset(
     {
         "embedding", "gather", "index", "index_select", "take", "take_along_dim", "_unsafe_index",
         "masked_select", "_unsafe_masked_index", "_embedding_bag", "_embedding_bag_forward_only",
-        "slice_copy", "select_copy", "embedding_rows",
+        "slice_copy", "select_copy", "embedding_rows", "take_held", "gather_held", "select_held",
     }
 )  # fmt: skip
 
@@ -43,6 +44,10 @@ def op_seconds(op: Op, values: Mapping[str, Value], profile: Profile) -> float:
             f"{op.target} has no compute time",
             "Ask meshwright.cost.communication.collective_seconds for it.",
         )
+    if family == "opaque":
+        flops, nbytes, launches = counted(op)
+        moved = streaming_seconds(max(nbytes, op_bytes(op, values)), profile)
+        return launches * profile.op_overhead_s + max(_compute_seconds(flops, 1.0, profile), moved)
     if _only_renames(op, values, family):
         return profile.op_overhead_s / profile.family_rate.get("view", _VIEW_RATE)
     rate = profile.family_rate.get(family, 1.0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import prod
 
 from meshwright.cost.families import family_of
+from meshwright.cost.opaque import counted
 from meshwright.program.types import Op, Value
 
 # Which positional argument says that attention is causal.
@@ -38,6 +39,8 @@ def op_flops(op: Op, values: Mapping[str, Value]) -> float:
         return _convolution(name, op, values)
     if family == "attention":
         return _attention(name, op, values)
+    if family == "opaque":
+        return counted(op)[0]
     if family == "recurrent":
         return _recurrent(name, op, values)
     return 0.0

@@ -7,7 +7,7 @@ from meshwright.layout.lowered import LoweredProgram
 from meshwright.plan.explain import stem
 from meshwright.program.types import Op
 
-OPAQUE = "mesh.opaque"
+OPAQUE = "mesh.opaque.default"
 
 
 def remarks(analysis: Analysis, lowered: LoweredProgram) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from meshwright.rules import (
     matmul,
     neighbours,
     normalisation,
+    opaque,
     pointwise,
     pooling,
     ragged,
@@ -27,7 +28,7 @@ from meshwright.rules.types import Factor, FactorCut, OpRule
 
 _FAMILIES = (
     attention, convolution, diagonal, embedding, factory, fft, indexing, linalg, losses,
-    matmul, neighbours, normalisation, pointwise, pooling, ragged, reduction, rows, sorting, upsampling, views,
+    matmul, neighbours, normalisation, opaque, pointwise, pooling, ragged, reduction, rows, sorting, upsampling, views,
 )  # fmt: skip
 
 __all__ = ["Factor", "FactorCut", "OpRule", "rule_of", "rules_of", "targets"]

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from meshwright.as_is import OpaqueCall
 from meshwright.layout.lowered import LoweredProgram, Section
 from meshwright.lower.emit import Run, emit
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.local_ops import RandomKey, local_ops
+from meshwright.runtime.opaque import OpaqueRuns
 
 
 class Executable:
@@ -26,14 +28,16 @@ class Executable:
         comm: Communicator,
         key: RandomKey,
         device: torch.device,
+        opaque: Mapping[str, OpaqueCall] | None = None,
     ) -> None:
-        """`constants` are the tensors that the step closes over, by value name."""
+        """`constants` are the tensors that the step closes over, by value name; `opaque` the
+        calls of modules that run as they are, by the name that ops give."""
         self.lowered = lowered
         self._constants = constants
         self.text: dict[str, str] = {}
         self._runs: dict[str, Run] = {}
         self._sections: dict[str, Section] = {}
-        functions = local_ops(comm, key)
+        functions = {**local_ops(comm, key), **OpaqueRuns(opaque or {}, device).functions()}
         for name in ("gather", "forward", "backward", "reduce", "clip"):
             section: Section = getattr(lowered, name)
             self._sections[name] = section

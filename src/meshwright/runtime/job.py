@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from meshwright.as_is import OpaqueCall
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.layout.types import REPLICATED, Layout
 from meshwright.plan.types import Collective, Plan
@@ -31,6 +32,7 @@ class Compiled:
     lowered: LoweredProgram
     constants: Mapping[str, Tensor]
     tokens: int
+    opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,9 @@ class Job:
                 for path, tensor in compiled.constants.items()
                 if path in compiled.lowered.constants
             }
-            executable = Executable(compiled.lowered, constants, self.comm, self._key, self.device)
+            executable = Executable(
+                compiled.lowered, constants, self.comm, self._key, self.device, compiled.opaque
+            )
             found = self._executables[key] = (executable, compiled)
             while len(self._executables) > 8:
                 self._executables.pop(next(k for k in self._executables if k != key))
