@@ -29,7 +29,8 @@ class Parameter:
 class Assignment:
     """wanted: for each axis, how the groups assigned to it cut the values they reach.
 
-    held: for an axis with a decision beside others, how those cut each op.
+    held: for an axis with a decision beside others, how those cut each op; None for a
+    view of what such an op needs whole.
     ring: axes over which attention passes keys and values on.
     """
 
@@ -37,7 +38,7 @@ class Assignment:
     wanted: Mapping[str, Mapping[str, Split]]
     parameters: Mapping[str, Parameter]
     clip: bool = False
-    held: Mapping[str, Mapping[str, FactorCut]] = field(default_factory=dict)
+    held: Mapping[str, Mapping[str, FactorCut | None]] = field(default_factory=dict)
     ring: frozenset[str] = frozenset()
 
     def layout_of(self, value: str) -> Layout:
@@ -95,7 +96,7 @@ def assign(
         wanted,
         _store(analysis, mesh, wanted, parameters),
         clip,
-        {axis: cuts for axis, cuts in held.items() if axis in beside},
+        {axis: _with_views(analysis, cuts) for axis, cuts in held.items() if axis in beside},
         frozenset(item.axis for item in decisions if item.attention == "ring"),
     )
 
@@ -116,6 +117,22 @@ def _beside(
         if op.name in held or not reached.isdisjoint(analysis.operands[op.name]):
             reached.update(name for name in op.results if name is not None)
     return {value: split for value, split in group.members.items() if value in reached}
+
+
+def _with_views(analysis: Analysis, held: Mapping[str, FactorCut]) -> dict[str, FactorCut | None]:
+    """`held`, and the views of what those ops need whole: it is gathered once, before them."""
+    whole: set[str] = set()
+    found: dict[str, FactorCut | None] = dict(held)
+    for op in reversed(analysis.program.ops):
+        rule = analysis.rules[op.name]
+        if op.name in held:
+            for name, dims in zip(analysis.operands[op.name], rule.operands, strict=True):
+                if rule.to_split(dims, held[op.name]) is None:
+                    whole.add(name)
+        elif any(r in whole and analysis.program.values[r].is_view for r in op.results if r):
+            found[op.name] = None
+            whole.update(analysis.operands[op.name])
+    return found
 
 
 def resolve(analysis: Analysis, decision: Decision) -> tuple[str, Split]:
@@ -144,6 +161,8 @@ def resolve(analysis: Analysis, decision: Decision) -> tuple[str, Split]:
             f"[{decision.outer}, {extent}, …], which does not divide it.",
             "Correct outer and extent in the plan, or plan again.",
         )
+    if decision.owner is not None:
+        return name, Split(decision.dim, 1, 1, decision.owner)
     return name, Split(decision.dim, decision.outer, extent)
 
 
