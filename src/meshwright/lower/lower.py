@@ -17,6 +17,7 @@ from meshwright.layout.types import REPLICATED, Layout, Reduce
 from meshwright.lower.builder import Builder
 from meshwright.lower.choose import choose
 from meshwright.lower.clean import section, used_by
+from meshwright.lower.deferred import as_term, deferred, waits
 from meshwright.lower.empty import emptied, known_results, neutral
 from meshwright.lower.ragged import Ragged, bias_term
 from meshwright.lower.repeat import lower_repeats
@@ -24,6 +25,7 @@ from meshwright.lower.special import Site
 from meshwright.lower.special_random import RANDOM, random
 from meshwright.lower.special_table import COVERS, SPECIAL
 from meshwright.program.types import Argument, Input, Op, Ref, Source
+from meshwright.rules.factory import SHAPE_ALONE
 from meshwright.rules.types import FactorCut, OpRule
 
 _REDUCE = Source("gradient reduction")
@@ -174,7 +176,7 @@ class Lowering:
         residencies = tuple(
             (p.compute, p.storage, p.residency) for p in (*parameters, *([own] if own else ()))
         )
-        return residencies, self.ragged.busy(value)
+        return residencies, self.ragged.busy(value), waits(self.analysis, value)
 
     def find(self, value: str) -> str:
         """The local name of a value in the current phase, gathering a parameter at first use."""
@@ -226,7 +228,12 @@ class Lowering:
         self.ragged.terms(op, rule, names, operands, chosen)
         layouts = [self.b.whole[name].layout for name in operands]
         kept = self._pending(rule, layouts, chosen) | self.ragged.pending(op, layouts, chosen)
+        terms = deferred(self.analysis, self.assignment, op, layouts, chosen) - kept
+        kept |= terms
+        ready = self.ragged.bias(op, rule, names, operands, chosen)
         for position, dims in enumerate(rule.operands):
+            if position in ready:
+                continue
             shards = []
             for axis in self.assignment.mesh.names:
                 cut = chosen.get(axis)
@@ -234,9 +241,12 @@ class Lowering:
                 if split is not None:
                     shards.append((axis, split))
             partial = tuple(item for item in layouts[position].partial if item[0] in kept)
+            if op.target in SHAPE_ALONE:
+                continue
             operands[position] = self.b.convert(
                 operands[position], Layout(tuple(shards), partial), op.source
             )
+            operands[position] = as_term(self.b, operands[position], terms, op.source)
         results = self._results(op, rule, chosen, kept)
         specials = {
             special

@@ -48,6 +48,13 @@ def positional(call: Call) -> OpRule:
     )
 
 
+SHAPE_ALONE = frozenset({
+    "aten.new_zeros.default", "aten.new_ones.default", "aten.new_full.default",
+    "aten.new_empty.default", "aten.new_empty_strided.default",
+})  # fmt: skip
+"""Ops that take a dtype from their operand and nothing else: any part of it will do."""
+
+
 @rule("aten.new_zeros.default", "aten.new_ones.default", "aten.new_full.default",
       "aten.new_empty.default")  # fmt: skip
 def new(call: Call) -> OpRule:
