@@ -80,7 +80,7 @@ def _value(plan: Plan, name: str, out: Output) -> dict[str, Any]:
     found = lies(plan, name)
     rows = [("cut", f"{cut} over {axis}") for axis, _, cut in found.cuts]
     for item in found.goes_with:
-        cut = cut_text(item.dim, item.outer, item.extent)
+        cut = cut_text(item.dim, item.outer, item.extent, item.owner)
         rows.append(("goes with", f"{item.value}, {cut} of which is cut over {item.axis}"))
     if found.kept is not None:
         over = f" over {', '.join(found.kept.storage_axes)}" if found.kept.storage_axes else ""

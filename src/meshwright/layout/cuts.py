@@ -17,6 +17,7 @@ class LocalCut:
     outer: int
     extent: int
     minor: int
+    shift: int = 0
 
 
 def local_cut(
@@ -49,7 +50,7 @@ def local_cut(
             minor = minor // remaining * count if remaining else 0
         else:
             raise AssertionError(f"cuts {other} and {split} of one dim overlap")
-    return LocalCut(split.dim, outer, extent, minor)
+    return LocalCut(split.dim, outer, extent, minor, split.shift)
 
 
 def compatible(one: Split, other: Split) -> bool:

@@ -19,11 +19,20 @@ class Split:
     query-key-value projection of size 3*H*K are `Split(dim, 3, H)`: every
     device gets its heads of all three parts. The cut follows `torch.chunk`:
     parts of ceil(extent / n), the last ones shorter or empty.
+
+    Device `shift` of the axis has the first part, the one after it the second,
+    and so on round. A split of extent 1 has one part: `Split(dim, 1, 1, j)`
+    leaves the whole tensor on device j and nothing on the others.
     """
 
     dim: int
     outer: int
     extent: int
+    shift: int = 0
+
+    def number(self, index: int, parts: int) -> int:
+        """Which part device `index` of `parts` has."""
+        return (index - self.shift) % parts
 
     def part(self, index: int, parts: int) -> tuple[int, int]:
         """First index and count, within `extent`, of part `index` of `parts`."""
@@ -91,7 +100,7 @@ def local_shape(
 def cuts(
     shape: tuple[int, ...], layout: Layout, mesh: Mesh, coordinate: Mapping[str, int]
 ) -> list[tuple[Split, int, int, int]]:
-    """Each cut of `layout` as (split, parts, index, extent that this cut divides).
+    """Each cut of `layout` as (split, parts, number of the part, extent that this cut divides).
 
     When several axes cut one dim, the extent that a later cut divides is what
     the earlier ones left to this device.
@@ -101,7 +110,8 @@ def cuts(
     for axis, split in layout.shards:
         key = (split.dim, split.outer, split.extent)
         extent = left.get(key, split.extent)
-        parts, index = mesh.extent(axis), coordinate[axis]
+        parts = mesh.extent(axis)
+        index = split.number(coordinate[axis], parts)
         result.append((split, parts, index, extent))
         left[key] = Split(split.dim, split.outer, extent).part(index, parts)[1]
     return result

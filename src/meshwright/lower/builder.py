@@ -221,9 +221,10 @@ class Builder:
         """The split in local numbers; the prefix tells the two splits of all_to_all apart."""
         cut = local_cut(whole.shape, whole.layout, axis, split, self.mesh, self.coordinate)
         prefix = prefix if kind == "all_to_all" else ""
-        return {
+        numbers: dict[str, Argument] = {
             f"{prefix}dim": cut.dim,
             f"{prefix}outer": cut.outer,
             f"{prefix}extent": cut.extent,
             f"{prefix}minor": cut.minor,
         }
+        return {**numbers, f"{prefix}shift": cut.shift} if cut.shift else numbers

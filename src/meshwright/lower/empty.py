@@ -24,7 +24,9 @@ def emptied(
         cut = chosen.get(axis)
         if cut is not None:
             extent = left.get(cut, cut.extent)
-            left[cut] = Split(0, cut.outer, extent).part(coordinate[axis], mesh.extent(axis))[1]
+            split = Split(0, cut.outer, extent, cut.shift)
+            part = split.number(coordinate[axis], mesh.extent(axis))
+            left[cut] = split.part(part, mesh.extent(axis))[1]
     return frozenset(cut.factor for cut, count in left.items() if not count)
 
 

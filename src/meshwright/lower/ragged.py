@@ -32,6 +32,7 @@ class Ragged:
         self._lists = lowering.analysis.lists
         self._b = lowering.b
         self._busy = {source: self._taken(source) for source in self._lists.ops}
+        self._whole = self._masks()
 
     def touches(self, op: Op) -> bool:
         return op.name in self._lists.touches
@@ -59,12 +60,41 @@ class Ragged:
                         found.add(axis)
         return frozenset(found)
 
+    def _masks(self) -> dict[str, frozenset[str]]:
+        """Ops that only make masks of lists that stay whole, with the axes they are whole over.
+
+        What they are made of is gathered once, and not each mask by itself.
+        """
+        if not self._busy:
+            return {}
+        program = self._lowering.program
+        uses: dict[str, list[Op]] = {}
+        for op in program.ops:
+            for name in dict.fromkeys(op.operands()):
+                uses.setdefault(name, []).append(op)
+        results = {program.loss, *program.buffer_updates.values(), *program.gradients.values()}
+        found: dict[str, frozenset[str]] = {}
+        for op in reversed(program.ops):
+            if op.target == NONZERO:
+                found[op.name] = self._busy.get(op.results[0] or "", frozenset())
+                continue
+            if op.name in self._lists.touches or results.intersection(op.results):
+                continue
+            users = [user for name in op.results if name for user in uses.get(name, ())]
+            axes = [found.get(user.name, frozenset()) for user in users]
+            if axes and (shared := frozenset.intersection(*axes)):
+                found[op.name] = shared
+        return found
+
     def ties(self, op: Op) -> Ties:
         """How an op must be cut, and must not be, for the sake of its lists."""
         touches = self._lists.touches.get(op.name)
+        rule = self._lowering.analysis.rules[op.name]
         if not touches:
-            return FREE
-        mesh, rule = self._lowering.assignment.mesh, self._lowering.analysis.rules[op.name]
+            axes = self._whole.get(op.name)
+            every = frozenset(range(len(rule.factors)))
+            return Ties({}, dict.fromkeys(axes, every)) if axes else FREE
+        mesh = self._lowering.assignment.mesh
         required: dict[str, FactorCut] = {}
         closed: dict[str, frozenset[int]] = {}
         for source, touch in touches.items():
@@ -180,12 +210,40 @@ class Ragged:
             for p in others:
                 operands[p] = self.term(names[p], operands[p], axis, op)
 
-    def term(self, name: str, local: str, axis: str, op: Op) -> str:
-        """A value as a term of a sum over `axis`: itself on the first device, zeros elsewhere."""
+    def bias(
+        self,
+        op: Op,
+        rule: OpRule,
+        names: Sequence[str],
+        operands: list[str],
+        chosen: Mapping[str, FactorCut],
+    ) -> frozenset[int]:
+        """Have the bias of a product with a cut contraction be a term of one device.
+
+        That is the device that has the contraction to itself, where one has. Returns the
+        operands that are as they should be.
+        """  # fmt: skip
+        specials = {rule.factors[cut.factor].special for cut in chosen.values()}
+        if "bias_once" not in specials or not self.touches(op) or "addmm" not in op.target:
+            return frozenset()
+        for axis, cut in chosen.items():
+            if rule.factors[cut.factor].special == "bias_once":
+                operands[0] = self.term(names[0], operands[0], axis, op, cut.shift)
+        return frozenset({0})
+
+    def term(self, name: str, local: str, axis: str, op: Op, keeper: int = 0) -> str:
+        """A value as a term of a sum over `axis`: itself on one device, zeros elsewhere.
+
+        One that lies on that device alone already is one.
+        """
         b = self._b
         whole, dtype = b.whole[local], b.values[local].dtype
+        split = whole.layout.split(axis)
+        if split is not None and (split.extent, split.shift) != (1, keeper):
+            local = b.convert(local, whole.layout.without(axis), op.source)
+            whole = b.whole[local]
         layout = whole.layout.with_partial(axis, "sum")
-        if self._lowering.coordinate[axis] == 0:
+        if self._lowering.coordinate[axis] == keeper:
             made = b.emit("mesh.term", (Ref(local),), whole.shape, dtype, layout,
                           like=local, source=op.source)  # fmt: skip
             if local in b.zeros:
@@ -204,9 +262,9 @@ class Ragged:
         found = set()
         for axis in self._lowering.assignment.mesh.names:
             held = [layout.reduction(axis) for layout in layouts]
-            if axis not in chosen and held.count("sum") == 1 and held.count(None) == len(held) - 1:
-                if all(layout.split(axis) is None for layout in layouts):
-                    found.add(axis)
+            one = held.count("sum") == 1 and held.count(None) == len(held) - 1
+            if axis not in chosen and one and all(x.split(axis) is None for x in layouts):
+                found.add(axis)
         return frozenset(found)
 
     # Zeros: what a device knows without computing it, as one that has no part of an expert.
@@ -245,14 +303,15 @@ class Ragged:
 
 def bias_term(site: Site, ragged: Ragged, op: Op) -> tuple[str | None, ...]:
     """addmm with a cut contraction, its sum left pending: the bias is a term of one device."""
-    names = list(op.operands())
-    bias = site.operands[0]
-    layout, shape = site.layouts[0], site.shapes[0]
-    assert layout is not None and shape is not None
-    for axis, _ in layout.partial:
-        bias = ragged.term(names[0], bias, axis, op)
+    layout, shape, result = site.layouts[0], site.shapes[0], op.results[0]
+    assert layout is not None and shape is not None and result is not None
+    b = site.b
+    if site.empty and site.operands[0] in b.zeros:
+        name = b.declare(b.fresh(result), shape, site.dtypes[0] or "float32", layout)
+        ragged.fill(result, name, 0, op)
+        return (name,)
     made = site.emit(
-        site.op.target, (Ref(bias), site.operand(1), site.operand(2)), shape, layout,
+        site.op.target, tuple(site.operand(k) for k in range(3)), shape, layout,
         site.dtypes[0], site.op.kwargs,
     )  # fmt: skip
     return (made.name,)

@@ -7,7 +7,7 @@ cuts ask for) and returns the local names of the op's results.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import cast
 
@@ -175,7 +175,7 @@ def add_bias_once(site: Site, made: Ref, bias: Ref) -> Ref:
         rank = len(site.shape(bias))
         shift = len(shape) - rank
         shards = tuple(
-            (axis, Split(split.dim - shift, split.outer, split.extent))
+            (axis, replace(split, dim=split.dim - shift))
             for axis, split in target.shards
             if split.dim >= shift and site.shape(bias)[split.dim - shift] != 1
         )

@@ -95,7 +95,7 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, dict):
         if "dim" in value:
-            return cut_text(value["dim"], value["outer"], value["extent"])
+            return cut_text(value["dim"], value["outer"], value["extent"], value.get("owner"))
         return f"{value['count']} of {nbytes(value['bytes'])}"
     if isinstance(value, float):
         return f"{value:.6g}"

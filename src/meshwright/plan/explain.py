@@ -97,15 +97,17 @@ def lies(plan: Plan, name: str) -> Lies:
     )
 
 
-def cut_text(dim: int, outer: int = 1, extent: int | None = None) -> str:
-    """`dim 0`, or `dim 0 as [3, 8, …]` where the cut is inside a dim."""
+def cut_text(dim: int, outer: int = 1, extent: int | None = None, owner: int | None = None) -> str:
+    """`dim 0`, or `dim 0 as [3, 8, …]` where the cut is inside a dim; or who has all of it."""
+    if owner is not None:
+        return f"dim {dim}, all of it on device {owner}"
     if outer == 1 and extent is None:
         return f"dim {dim}"
     return f"dim {dim} as [{outer}, {extent or 'all'}, …]"
 
 
 def _cut(item: Decision) -> str:
-    return cut_text(item.dim, item.outer, item.extent)
+    return cut_text(item.dim, item.outer, item.extent, item.owner)
 
 
 def stem(name: str) -> str:

@@ -34,6 +34,7 @@ class Decision(Record):
 
     beside: cut only what is computed from values that earlier decisions of this
     axis cut, and leave them the ops that they cut.
+    owner: the device of the axis that holds all of the dim, the others none of it.
     attention: where the cut is of a sequence, how attention gets its keys and
     values from other devices; None gathers them.
     """
@@ -43,18 +44,20 @@ class Decision(Record):
     dim: int
     outer: int = 1
     extent: int | None = None
+    owner: Annotated[int, Field(ge=0)] | None = None
     beside: bool = False
     attention: Literal["gather", "ring"] | None = None
     why: str = ""
 
 
 class ParameterCut(Record):
-    """One cut of a parameter as it is stored; see `Decision` for outer and extent."""
+    """One cut of a parameter as it is stored; see `Decision` for outer, extent and owner."""
 
     axis: str
     dim: int
     outer: int = 1
     extent: int
+    owner: Annotated[int, Field(ge=0)] | None = None
 
 
 class ParameterPlan(Record):

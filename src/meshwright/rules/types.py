@@ -53,6 +53,7 @@ class FactorCut:
     factor: int
     outer: int
     extent: int
+    shift: int = 0  # as of Split
 
 
 Localize = Callable[[Op, tuple[Shape, ...], tuple[Shape | None, ...]], tuple[Argument, ...]]
@@ -104,9 +105,9 @@ class OpRule:
                     return None
                 rest = size // outer
                 if rest % split.extent == 0:
-                    return FactorCut(factor, outer, split.extent)
+                    return FactorCut(factor, outer, split.extent, split.shift)
                 if parts and split.extent % rest == 0 and rest % parts == 0:
-                    return FactorCut(factor, outer, rest)
+                    return FactorCut(factor, outer, rest, split.shift)
                 return None
             before *= size
         return None
@@ -119,7 +120,7 @@ class OpRule:
                 if self.factors[factor].ranged == cut.factor:
                     return Split(dim, 1, self.factors[factor].size)
                 if factor == cut.factor:
-                    return Split(dim, before * cut.outer, cut.extent)
+                    return Split(dim, before * cut.outer, cut.extent, cut.shift)
                 before *= self.factors[factor].size
         return None
 

@@ -97,20 +97,20 @@ class Communicator:
         return result.to(dtype)
 
     def all_gather(
-        self, x: Tensor, axis: str, dim: int, outer: int, extent: int, minor: int
+        self, x: Tensor, axis: str, dim: int, outer: int, extent: int, minor: int, shift: int = 0
     ) -> Tensor:
         """[.., outer * part * minor, ..] -> [.., outer * extent * minor, ..]."""
         n = self._extent[axis]
         if n == 1:
             return x
         started = time.perf_counter()
-        cut = Cut(dim, outer, extent, minor)
-        block = primitives.pad_part(x, cut, self._coordinate[axis], n).contiguous()
+        cut = Cut(dim, outer, extent, minor, shift)
+        block = primitives.pad_part(x, cut, cut.number(self._coordinate[axis], n), n).contiguous()
         if block.numel():
             blocks = self._transport.all_gather(block, axis)
         else:
             blocks = block.new_empty(n, *block.shape)
-        result = primitives.gather_blocks(blocks, cut)
+        result = primitives.gather_blocks(_by_part(blocks, cut), cut)
         self._record("all_gather", axis, result, started)
         return result
 
@@ -122,6 +122,7 @@ class Communicator:
         outer: int,
         extent: int,
         minor: int,
+        shift: int = 0,
         reduce: Reduce = "sum",
     ) -> Tensor:
         """[.., outer * extent * minor, ..] -> [.., outer * part * minor, ..], combined."""
@@ -129,14 +130,15 @@ class Communicator:
         if n == 1:
             return x
         started = time.perf_counter()
-        cut = Cut(dim, outer, extent, minor)
+        cut = Cut(dim, outer, extent, minor, shift)
         terms, how, dtype = _reducible(x, reduce)
-        blocks = primitives.scatter_blocks(terms, cut, n)
+        blocks = _by_device(primitives.scatter_blocks(terms, cut, n), cut)
         if blocks.numel():
             block = self._transport.reduce_scatter(blocks, axis, how)
         else:
             block = blocks[0].clone()
-        result = primitives.trim_part(block, cut, self._coordinate[axis], n).to(dtype)
+        part = cut.number(self._coordinate[axis], n)
+        result = primitives.trim_part(block, cut, part, n).to(dtype)
         self._record("reduce_scatter", axis, x, started)
         return result
 
@@ -144,12 +146,12 @@ class Communicator:
         self,
         x: Tensor,
         axis: str,
-        gather: tuple[int, int, int, int],
-        scatter: tuple[int, int, int, int],
+        gather: tuple[int, ...],
+        scatter: tuple[int, ...],
     ) -> Tensor:
         """Join the parts of the cut `gather` and keep one part of the cut `scatter`.
 
-        Both are (dim, outer, extent, minor), stated for the tensor in which
+        Both are (dim, outer, extent, minor, shift), stated for the tensor in which
         neither is cut.
         """
         n, me = self._extent[axis], self._coordinate[axis]
@@ -160,12 +162,12 @@ class Communicator:
         if joined.dim == divided.dim:
             result = self._regroup(x, axis, joined, divided)
         else:
-            padded = primitives.pad_part(x, joined, me, n)
-            blocks = primitives.scatter_blocks(padded, divided, n)
+            padded = primitives.pad_part(x, joined, joined.number(me, n), n)
+            blocks = _by_device(primitives.scatter_blocks(padded, divided, n), divided)
             if blocks.numel():
                 blocks = self._transport.all_to_all(blocks, axis)
-            result = primitives.gather_blocks(blocks, joined)
-            result = primitives.trim_part(result, divided, me, n)
+            result = primitives.gather_blocks(_by_part(blocks, joined), joined)
+            result = primitives.trim_part(result, divided, divided.number(me, n), n)
         self._record("all_to_all", axis, x, started)
         return result
 
@@ -223,19 +225,22 @@ class Communicator:
         self._record("ring_shift", axis, x, started)
         return result
 
-    def shard(self, x: Tensor, axis: str, dim: int, outer: int, extent: int, minor: int) -> Tensor:
+    def shard(
+        self, x: Tensor, axis: str, dim: int, outer: int, extent: int, minor: int, shift: int = 0
+    ) -> Tensor:
         """This device's part of `x`, without communication."""
         n = self._extent[axis]
         if n == 1:
             return x
-        return primitives.shard(x, Cut(dim, outer, extent, minor), self._coordinate[axis], n)
+        cut = Cut(dim, outer, extent, minor, shift)
+        return primitives.shard(x, cut, cut.number(self._coordinate[axis], n), n)
 
     def _regroup(self, x: Tensor, axis: str, old: Cut, new: Cut) -> Tensor:
         """all_to_all between two cuts of one dim: what goes where is found by position."""
         n, me, dim = self._extent[axis], self._coordinate[axis], old.dim
         assert old.size(old.extent) == new.size(new.extent), (old, new)
-        held = [primitives.positions(old, index, n) for index in range(n)]
-        wanted = [primitives.positions(new, index, n) for index in range(n)]
+        held = [primitives.positions(old, old.number(index, n), n) for index in range(n)]
+        wanted = [primitives.positions(new, new.number(index, n), n) for index in range(n)]
         moves = [[torch.isin(held[i], wanted[j]) for j in range(n)] for i in range(n)]
         longest = max(int(mask.sum()) for row in moves for mask in row)
         front = x.movedim(dim, 0).contiguous()
@@ -274,6 +279,15 @@ def connect(mesh: Mesh, device: str = "cpu") -> Communicator:
     torch_mesh = device_mesh(mesh, device)
     transport = GlooTransport(torch_mesh) if device == "cpu" else NativeTransport(torch_mesh)
     return Communicator(mesh, dist.get_rank(), transport)
+
+
+def _by_device(blocks: Tensor, cut: Cut) -> Tensor:
+    """[parts, ...] in the order of the parts -> in the order of the devices that have them."""
+    return blocks.roll(cut.shift, 0) if cut.shift else blocks
+
+
+def _by_part(blocks: Tensor, cut: Cut) -> Tensor:
+    return blocks.roll(-cut.shift, 0) if cut.shift else blocks
 
 
 def _reducible(x: Tensor, reduce: Reduce) -> tuple[Tensor, Reduce, torch.dtype]:

@@ -34,11 +34,11 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
     """The function of each `mesh.*` target, bound to this device's communicator."""
 
     def all_to_all(x: Tensor, axis: str, **cut: int) -> Tensor:
-        names = ("dim", "outer", "extent", "minor")
+        names = ("dim", "outer", "extent", "minor", "shift")
         gather, scatter = (
-            tuple(cut[f"{prefix}_{name}"] for name in names) for prefix in ("gather", "cut")
+            tuple(cut.get(f"{prefix}_{name}", 0) for name in names) for prefix in ("gather", "cut")
         )
-        return comm.all_to_all(x, axis, gather, scatter)  # type: ignore[arg-type]
+        return comm.all_to_all(x, axis, gather, scatter)
 
     def random(*args: Any, **kwargs: Any) -> Any:
         return draw(key, *args, **kwargs)

@@ -23,7 +23,7 @@ def local_part(x: Tensor, layout: Layout, mesh: Mesh, coordinate: Mapping[str, i
         cut = local_cut(whole, done, axis, split, mesh, coordinate)
         x = primitives.shard(
             x, primitives.Cut(cut.dim, cut.outer, cut.extent, cut.minor),
-            coordinate[axis], mesh.extent(axis),
+            split.number(coordinate[axis], mesh.extent(axis)), mesh.extent(axis),
         )  # fmt: skip
         done = done.with_shard(axis, split)
     return x
@@ -42,15 +42,14 @@ def relay(
             numbers = None
             if split is not None:
                 cut = local_cut(shape, now, step.axis, split, comm.mesh, coordinate)
-                numbers = (cut.dim, cut.outer, cut.extent, cut.minor)
+                numbers = (cut.dim, cut.outer, cut.extent, cut.minor, cut.shift)
             if step.kind == "all_reduce":
                 x = comm.all_reduce(x, step.axis, step.reduce)
             elif step.kind == "all_to_all":
                 assert step.cut is not None and numbers is not None
                 other = local_cut(shape, now, step.axis, step.cut, comm.mesh, coordinate)
-                x = comm.all_to_all(
-                    x, step.axis, numbers, (other.dim, other.outer, other.extent, other.minor)
-                )
+                wanted = (other.dim, other.outer, other.extent, other.minor, other.shift)
+                x = comm.all_to_all(x, step.axis, numbers, wanted)
             elif step.kind == "all_gather":
                 assert numbers is not None
                 x = comm.all_gather(x, step.axis, *numbers)

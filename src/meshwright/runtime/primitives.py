@@ -26,6 +26,11 @@ class Cut(NamedTuple):
     outer: int
     extent: int
     minor: int
+    shift: int = 0  # the device that has the first part
+
+    def number(self, index: int, parts: int) -> int:
+        """Which part device `index` has."""
+        return (index - self.shift) % parts
 
     def step(self, parts: int) -> int:
         """Length of a full part."""

@@ -64,7 +64,13 @@ def candidate(
 def _as_stored(plan: ParameterPlan, parameter: Parameter) -> ParameterPlan:
     """The parameter's plan with its cuts; one that can't be cut further is always gathered."""
     cuts = tuple(
-        ParameterCut(axis=axis, dim=split.dim, outer=split.outer, extent=split.extent)
+        ParameterCut(
+            axis=axis,
+            dim=split.dim,
+            outer=split.outer,
+            extent=split.extent,
+            owner=split.shift if split.extent == 1 else None,
+        )
         for axis, split in parameter.storage.shards
     )
     if parameter.storage == parameter.compute:
