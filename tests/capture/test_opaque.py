@@ -89,6 +89,19 @@ def test_a_module_that_exists_can_be_marked() -> None:
     assert found.equal, found
 
 
+def test_a_part_of_which_some_parameters_are_not_used_in_a_step() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) if x.abs().max().item() < 1e9 else self.other(x)
+
+    found = verify(task(Unused), "local:4", "data=2,tensor=2,zero=3")
+    assert found.equal, found
+
+
 def test_a_part_that_shares_its_parameters_and_one_that_is_frozen() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

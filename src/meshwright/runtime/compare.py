@@ -13,6 +13,11 @@ from meshwright.runtime.reference import Reference
 
 TOLERANCE = 1e-4
 
+# Rounding steps of the coarsest dtype that a step computes in, where that is more than
+# the tolerance: sums in bfloat16 are rounded after each device's part, one device's once.
+STEPS_OF_DTYPE = 4
+_STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+
 # Differences are relative to a tensor's own largest value, or to this share of the largest
 # of all tensors of its kind where that is more.
 FLOOR = 1e-2
@@ -46,12 +51,13 @@ class Comparison:
     parameter: Worst = field(default_factory=Worst)
     buffer: Worst = field(default_factory=Worst)
     initial_equal: bool = True
+    tolerance: float = TOLERANCE
     losses: list[tuple[float, float]] = field(default_factory=list)  # (planned, one device)
 
     @property
     def equal(self) -> bool:
         worst = (self.loss, self.gradient, self.parameter, self.buffer)
-        return self.initial_equal and all(item.relative <= TOLERANCE for item in worst)
+        return self.initial_equal and all(item.relative <= self.tolerance for item in worst)
 
 
 def compare(
@@ -62,7 +68,9 @@ def compare(
     Returns the comparison on rank 0 and None on others.
     """
     reference = make_reference() if job.comm.rank == 0 else None
-    result = Comparison()
+    result = Comparison(
+        tolerance=tolerance_of(value.dtype for value in job.lowered.values.values())
+    )
     names = _Names(reference)
     start = {path: x.detach().clone() for path, x in names.parameters().items()}
     for path in job.trainer.parameters:
@@ -78,14 +86,15 @@ def compare(
             result.loss.see(f"step {number}", _relative_number(metrics.loss, loss))
         gradients = {path: p.grad for path, p in names.parameters().items()}
         found = _differences(job.trainer.trainable, job.gradient, gradients)
-        _forgive_rounding(found, gradients, reference, batch)
+        _forgive_rounding(found, gradients, reference, batch, result.tolerance)
         for path, (relative, _) in found.items():
             result.gradient.see(path, relative)
     updated = {path: x.detach() for path, x in names.parameters().items()}
     # Parameters that start at zero are as small as their updates: the floor is set by those.
     moved = max((_largest(updated[path] - start[path]) for path in updated), default=0.0)
     _tensors(result.parameter, job.trainer.parameters, job.parameter, updated, moved)
-    _tensors(result.buffer, job.trainer.buffers, job.buffer, names.buffers())
+    buffers = {k: x for k, x in names.buffers().items() if k in job.trainer.buffers}
+    _tensors(result.buffer, job.trainer.buffers, job.buffer, buffers)
     return result if reference is not None else None
 
 
@@ -99,7 +108,16 @@ class _Names:
         return {} if self.model is None else dict(self.model.named_parameters())
 
     def buffers(self) -> dict[str, Tensor]:
-        return {} if self.model is None else dict(self.model.named_buffers())
+        # A parameter that the step writes to and nobody trains is held as buffers are.
+        if self.model is None:
+            return {}
+        frozen = ((k, p.detach()) for k, p in self.model.named_parameters() if not p.requires_grad)
+        return {**dict(frozen), **dict(self.model.named_buffers())}
+
+
+def tolerance_of(dtypes: Iterable[str]) -> float:
+    """The relative difference allowed for a step that holds values of these dtypes."""
+    return max(TOLERANCE, *(STEPS_OF_DTYPE * _STEP.get(dtype, 0.0) for dtype in dtypes))
 
 
 def _tensors(
@@ -132,7 +150,11 @@ def _differences(
         if not theirs or (mine is None and other is None):
             continue
         if mine is None or other is None:
-            found[path] = (float("inf"), float("inf"))
+            # A parameter that no value depended on in this step has no gradient on one
+            # device, and one of zeros where the step's ops are fixed beforehand.
+            given = other if mine is None else mine
+            none = path in theirs and given is not None and not _largest(given)
+            found[path] = (0.0, 0.0) if none else (float("inf"), float("inf"))
             continue
         relative = relative_difference(mine, other, FLOOR * scale)
         found[path] = (relative, relative * max(_largest(other), FLOOR * scale))
@@ -144,9 +166,10 @@ def _forgive_rounding(
     theirs: dict[str, Any],
     reference: Reference | None,
     batch: Any,
+    tolerance: float,
 ) -> None:
     """Restate differences beyond the tolerance that are within one device's own rounding."""
-    beyond = [path for path, (relative, _) in found.items() if not relative <= TOLERANCE]
+    beyond = [path for path, (relative, _) in found.items() if not relative <= tolerance]
     if reference is None or not beyond:
         return
     exact = reference.exact_gradients(batch)
@@ -158,7 +181,7 @@ def _forgive_rounding(
         rounding = _largest(other.double() - truth)
         _, absolute = found[path]
         if rounding and absolute <= ROUNDINGS * rounding:
-            found[path] = (TOLERANCE * absolute / (ROUNDINGS * rounding), absolute)
+            found[path] = (tolerance * absolute / (ROUNDINGS * rounding), absolute)
 
 
 def relative_difference(mine: Tensor, theirs: Tensor, floor: float = 0.0) -> float:
