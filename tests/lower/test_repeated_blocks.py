@@ -54,7 +54,10 @@ def without_names(program: LoweredProgram) -> list[object]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["data", "zero=2", "zero=3", "data=2,tensor=2,zero=3"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["data", "zero=2", "zero=3", "data=2,tensor=2,zero=3", "tensor,sequence", "context=2,tensor=2"],
+)
 @pytest.mark.parametrize("rank", [0, 3])
 def test_copies_are_what_lowering_op_by_op_gives(model, strategy, rank, monkeypatch) -> None:
     made = assignment(model, strategy)

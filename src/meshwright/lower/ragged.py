@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from meshwright.layout.ragged import NONZERO, SHAPED
+from meshwright.layout.ragged import INDEXING, NONZERO, SHAPED
 from meshwright.layout.types import REPLICATED, Layout
 from meshwright.lower.choose import FREE, Ties
 from meshwright.lower.special import Site
@@ -32,10 +32,20 @@ class Ragged:
         self._lists = lowering.analysis.lists
         self._b = lowering.b
         self._busy = {source: self._taken(source) for source in self._lists.ops}
+        self._axes = frozenset(axis for axes in self._busy.values() for axis in axes)
         self._whole = self._masks()
 
     def touches(self, op: Op) -> bool:
         return op.name in self._lists.touches
+
+    def concerns(self, op: Op) -> bool:
+        """Whether lists decide anything of how an op is lowered."""
+        ragged = self._lowering.program.ragged
+        return (
+            self.touches(op)
+            or bool(self._whole.get(op.name))
+            or any(name in ragged for name in (*op.operands(), *op.results))
+        )
 
     def busy(self, value: str) -> frozenset[str]:
         """Axes over which the list `value` stays whole since an op on it is cut otherwise."""
@@ -61,9 +71,10 @@ class Ragged:
         return frozenset(found)
 
     def _masks(self) -> dict[str, frozenset[str]]:
-        """Ops that only make masks of lists that stay whole, with the axes they are whole over.
+        """Ops that only serve lists that stay whole, with the axes they are whole over.
 
-        What they are made of is gathered once, and not each mask by itself.
+        They make masks, or views and fresh tensors to index. What they are made of is
+        gathered once, and not each mask and each view by itself.
         """
         if not self._busy:
             return {}
@@ -81,10 +92,24 @@ class Ragged:
             if op.name in self._lists.touches or results.intersection(op.results):
                 continue
             users = [user for name in op.results if name for user in uses.get(name, ())]
-            axes = [found.get(user.name, frozenset()) for user in users]
+            cheap = not any(op.operands()) or all(
+                name is None or program.values[name].is_view for name in op.results
+            )
+            axes = [self._served(user, found, cheap) for user in users]
             if axes and (shared := frozenset.intersection(*axes)):
                 found[op.name] = shared
         return found
+
+    def _served(
+        self, user: Op, found: Mapping[str, frozenset[str]], indexed: bool
+    ) -> frozenset[str]:
+        """Axes over which `user` needs what it uses whole."""
+        touches = self._lists.touches.get(user.name)
+        if user.target == NONZERO or not touches:
+            return found.get(user.name, frozenset())
+        if not indexed or user.target not in INDEXING:
+            return frozenset()
+        return frozenset.intersection(*(self._busy[source] for source in touches))
 
     def ties(self, op: Op) -> Ties:
         """How an op must be cut, and must not be, for the sake of its lists."""
@@ -203,9 +228,7 @@ class Ragged:
             layouts = {p: self._b.whole[operands[p]].layout for p in positions}
             pending = [p for p in positions if layouts[p].reduction(axis) == "sum"]
             others = [p for p in positions if p not in pending]
-            if not pending or any(
-                layouts[p].reduction(axis) or layouts[p].split(axis) for p in others
-            ):
+            if not pending or any(layouts[p].reduction(axis) for p in others):
                 continue
             for p in others:
                 operands[p] = self.term(names[p], operands[p], axis, op)
@@ -252,6 +275,21 @@ class Ragged:
         made = b.declare(b.fresh(local), whole.shape, dtype, layout)
         self.fill(name, made, 0, op)
         return made
+
+    def unreduced(
+        self, rule: OpRule, layouts: Sequence[Layout], chosen: dict[str, FactorCut]
+    ) -> dict[str, FactorCut]:
+        """`chosen` less the axes over which lists are whole and the op adds pending sums.
+
+        What all experts give is added up first, and then reduced once.
+        """
+        if rule.linear != "joint" or not self._axes:
+            return chosen
+        return {
+            axis: cut
+            for axis, cut in chosen.items()
+            if axis not in self._axes or any(x.reduction(axis) != "sum" for x in layouts)
+        }
 
     def pending(
         self, op: Op, layouts: Sequence[Layout], chosen: Mapping[str, object]

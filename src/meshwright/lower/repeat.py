@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meshwright.lower.lower import Lowering
 
 Kept = dict[str, dict[Layout, str]]
+_FREE = object()  # of an op that no decision holds
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ def _repeat(lowering: Lowering, repeat: Repeat, ops: Sequence[Op]) -> None:
     template: _Template | None = None
     for k in range(repeat.count):
         run = repeat.run(k, ops)
-        if template is None or not _copy(lowering, template, run):
+        if any(lowering.ragged.concerns(op) for op in run):
+            # Sizes are read from lists that need not be operands of the run.
+            for op in run:
+                lowering.lower_op(op)
+        elif template is None or not _copy(lowering, template, run):
             template = _record(lowering, run)
 
 
@@ -179,9 +184,11 @@ def _counterparts(
     """The map from the template's values to the run's, None where any fact about two differs."""
     if len(reads) != len(template.reads):
         return None
-    values, repeated = lowering.program.values, len(template.reads)
-    for mine, theirs in zip(template.reads[:repeated], reads, strict=True):
+    values, held = lowering.program.values, lowering.assignment.held.values()
+    for mine, theirs in zip(template.reads, reads, strict=True):
         if signature(mine, values) != signature(theirs, values):
+            return None
+        if any(cuts.get(mine.name, _FREE) != cuts.get(theirs.name, _FREE) for cuts in held):
             return None
     names = correspondence(template.reads, reads)
     if names is None:
