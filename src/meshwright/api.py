@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -33,8 +33,9 @@ from meshwright.lower.lower import lower
 from meshwright.lower.probing import Probing, probing
 from meshwright.lower.user_rules import register_rule as register_rule
 from meshwright.plan.check import check_devices, check_plan
+from meshwright.lower.special_random import RANDOM
 from meshwright.plan.file import load_plan
-from meshwright.plan.types import Alternative, Plan, Prediction
+from meshwright.plan.types import Alternative, Plan, Prediction, RandomNumbers
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
 from meshwright.program.types import Program
 from meshwright.runtime.comm import Communicator, connect
@@ -119,6 +120,7 @@ def plan(
     optimizer: str = "adamw",
     profile: Profile | None = None,
     model: Model | None = None,
+    rng: RandomNumbers = "exact",
     progress: Progress | None = None,
 ) -> Plan:
     """A plan for one training step of `task` on `cluster`. Needs no process group and no weights.
@@ -130,6 +132,8 @@ def plan(
     optimizer: whose state and time are counted, by name as in `adamw` or `sgd`.
     profile: what `calibrate` measured on this machine, for a `local` cluster.
 
+    rng: how random ops draw. `exact` draws by global position, the same numbers under every
+        plan; `fast` by each device's own generator, where replicas of a part draw alike.
     Raises UsageError for bad input, NoPlanFits when memory does not suffice,
     CaptureError when the model can't be captured.
     """
@@ -147,6 +151,10 @@ def plan(
     optimizer_cost(optimizer)
     if clip_norm is not None and not 0 < clip_norm < float("inf"):
         raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
+    if rng not in get_args(RandomNumbers):
+        raise UsageError(
+            f"rng is '{rng}'.", "Give exact (the same numbers under every plan) or fast."
+        )
     model = model or Model(task)
     model.prober.say = say
     say("capturing the step")
@@ -191,6 +199,7 @@ def plan(
         optimizer=optimizer,
         decisions=best.decisions,
         parameters=best.parameters,
+        rng=rng,
         predicted=found.best.prediction,
         origins=origins(lowered, best.microbatches),
         remarks=remarks(model.microbatch(best.microbatches)[1], lowered),
@@ -299,6 +308,7 @@ def parallelize(
     device: str | None = None,
 ) -> Job:
     """This process's part of the planned job, ready to step. Call it in every process.
+    rng: RandomNumbers | None = None,
 
     optimizer: makes a `torch.optim` optimizer from a list of parameters; it
         sees local shards, so it must update each element by itself.
@@ -310,8 +320,11 @@ def parallelize(
     device: `cpu` or `cuda`; None takes CUDA where there is one.
     """
     resolved = plan if isinstance(plan, Plan) else load_plan(plan)
+    rng: `exact` or `fast` in place of what the plan says.
     mesh = Mesh(tuple(resolved.mesh.items()))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if rng is not None:
+        resolved = resolved.model_copy(update={"rng": rng})
     if communicator is None:
         process = init_process(place)
         check_devices(resolved, process.world)
@@ -378,7 +391,7 @@ def one_device(
 ) -> Reference:
     """The same training in plain PyTorch on this process alone."""
     return Reference(
-        task,
+        build,
         lambda module, batch: run_loss(task, module, batch),
         optimizer,
         batch_spec(task.batch).flatten,
@@ -399,6 +412,18 @@ def verify(
     steps: int = 3,
     plan: Plan | None = None,
     optimizer: OptimizerFactory = sgd,
+def check_comparable(plan: Plan, model: Model) -> None:
+    """Raises UsageError for a plan whose random numbers are not those of one device."""
+    program = model.microbatch(plan.microbatches)[0].program
+    drawn = next((op for op in program.ops if op.target in RANDOM), None)
+    if plan.rng == "fast" and drawn is not None:
+        raise UsageError(
+            "The plan draws random numbers by rng=fast, each device for itself, and "
+            f"{drawn.source} draws: what one device computes differs from it in every draw.",
+            "Verify it with rng=exact; everything else runs the same way.",
+        )
+
+
     batches: Iterable[Any] | None = None,
     seed: int = 0,
     model: Model | None = None,
@@ -413,8 +438,11 @@ def verify(
     """
     model = model or Model(task)
     made = plan or _make_plan(
-        task, cluster, strategy, model=model, microbatches=microbatches, clip_norm=clip_norm
-    )
+        task, cluster, strategy, model=model, microbatches=microbatches, clip_norm=clip_norm,
+        rng=rng,
+    )  # fmt: skip
+    check_comparable(made, model)
+    rng: RandomNumbers = "exact",
     given = list(batches) if batches is not None else [task.batch] * steps
 
     # Built first, since threads of one process share PyTorch's random generator.

@@ -28,6 +28,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "global_batch": plan.global_batch,
         "optimizer": plan.optimizer,
         "clip_norm": plan.clip_norm,
+        "rng": plan.rng,
         **prediction_json(plan.predicted),
         "why": plan.why,
         "capture_s": plan.capture_s,

@@ -61,6 +61,13 @@ Optimizer = Annotated[
         help="sgd, sgd-momentum, adam, adamw, adagrad or rmsprop.",
     ),
 ]  # fmt: skip
+Rng = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND", show_default="exact", rich_help_panel=_PLANNING,
+        help="Random ops: exact (alike under every plan) or fast (each device's own).",
+    ),
+]  # fmt: skip
 Profile = Annotated[
     Path | None,
     typer.Option(

@@ -28,6 +28,7 @@ def plan(
     microbatches: given.Microbatches = None,
     clip_norm: given.ClipNorm = None,
     optimizer: given.Optimizer = None,
+    rng: given.Rng = None,
     profile: given.Profile = None,
     no_calibrate: given.NoCalibrate = False,
     out_file: Annotated[
@@ -58,7 +59,7 @@ def plan(
     with Output(json) as out:
         request = Request(
             model, option, global_batch, cluster, strategy, microbatches, clip_norm, optimizer,
-            profile, no_calibrate,
+            profile, no_calibrate, rng=rng,
         )  # fmt: skip
         made = make_plan(prepare(request, out), out)
         if out_file is not None:

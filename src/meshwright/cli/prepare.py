@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from meshwright.cli.output import Output
 from meshwright.cli.processes import World, cores_here, torchrun_world
@@ -20,7 +20,7 @@ from meshwright.cluster.types import Cluster, Profile
 from meshwright.errors import ClusterError, ModelError, PlanError, UsageError
 from meshwright.plan.check import check_devices, check_plan
 from meshwright.plan.file import load_plan
-from meshwright.plan.types import Plan
+from meshwright.plan.types import Plan, RandomNumbers
 
 if TYPE_CHECKING:
     from meshwright.api import Model
@@ -49,6 +49,7 @@ class Request:
     profile: Path | None = None
     no_calibrate: bool = False
     plan: Path | None = None
+    rng: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def make_plan(prepared: Prepared, out: Output, strategy: str | None = None) -> P
             microbatches=request.microbatches,
             clip_norm=request.clip_norm,
             optimizer=prepared.optimizer,
+            rng=cast(RandomNumbers, request.rng or "exact"),  # `plan` refuses others
             profile=prepared.profile,
             model=model,
             progress=lambda text: update(text[:1].upper() + text[1:]),
@@ -193,6 +195,7 @@ def _given_plan(request: Request) -> Plan | None:
         "--strategy": request.strategy,
         "--microbatches": request.microbatches,
         "--clip-norm": request.clip_norm,
+        "--rng": request.rng,
     }
     both = [name for name, value in said.items() if value is not None]
     if both:

@@ -41,6 +41,7 @@ def train(
     clip_norm: given.ClipNorm = None,
     optimizer: given.Optimizer = None,
     learning_rate: given.LearningRate = None,
+    rng: given.Rng = None,
     seed: given.Seed = 0,
     plan_file: given.PlanFile = None,
     profile: given.Profile = None,
@@ -64,7 +65,7 @@ def train(
     with Output(json) as out:
         request = Request(
             model, option, global_batch, cluster, strategy, microbatches, clip_norm, optimizer,
-            profile, no_calibrate, plan_file,
+            profile, no_calibrate, plan_file, rng,
         )  # fmt: skip
         checkpoint = checkpoint_to_resume(resume) if resume else None
         prepared = prepare(request, out, measure=True, fallback=run_dir)

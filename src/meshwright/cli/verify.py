@@ -33,6 +33,7 @@ def verify(
         typer.Option(metavar="NAME", show_default="sgd-momentum", help="To step with."),
     ] = None,
     learning_rate: given.LearningRate = None,
+    rng: given.Rng = None,
     seed: given.Seed = 0,
     plan_file: given.PlanFile = None,
     profile: given.Profile = None,
@@ -44,6 +45,7 @@ def verify(
 
     Exits with 5 when a number or a collective is not as it should be.
     """
+    from meshwright.api import check_comparable
     from meshwright.cli.as_json import run_json
     from meshwright.cli.prepare import Request, make_plan, prepare
     from meshwright.cli.prepare import learning_rate as rate_of
@@ -52,12 +54,13 @@ def verify(
         request = Request(
             model, option, global_batch, cluster, strategy, microbatches, clip_norm,
             # A plan's own optimizer is not the default: see api.sgd for why.
-            optimizer or "sgd-momentum", profile, no_calibrate, plan_file,
+            optimizer or "sgd-momentum", profile, no_calibrate, plan_file, rng,
         )  # fmt: skip
         prepared = prepare(request, out, measure=True)
         rate = rate_of(learning_rate, prepared.optimizer)
         check_startable(prepared.cluster, prepared.local, "verify", model)
         made = make_plan(prepared, out)
+        check_comparable(made, prepared.model)
         payload = {
             "model": model,
             "options": prepared.options,

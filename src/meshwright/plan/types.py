@@ -60,6 +60,11 @@ class ParameterCut(Record):
     owner: Annotated[int, Field(ge=0)] | None = None
 
 
+RandomNumbers = Literal["exact", "fast"]
+"""How random ops draw: by global position, the same under every plan, or by the device's own
+generator, quicker and different under each."""
+
+
 class ParameterPlan(Record):
     """One parameter: how long its gathered form lives, and which axes its storage is cut over.
 
@@ -131,6 +136,7 @@ class Plan(Record):
     global_batch: Positive
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     optimizer: str = "adamw"
+    rng: RandomNumbers = "exact"
     decisions: tuple[Decision, ...] = ()
     parameters: dict[str, ParameterPlan] = Field(default_factory=dict)
     predicted: Prediction

@@ -68,7 +68,7 @@ class Job:
         self._flatten = flatten
         self._compile_for = compile_for
         self._executables: dict[tuple[tuple[int, ...], ...], tuple[Executable, Compiled]] = {}
-        self._key = RandomKey(seed)
+        self._key = RandomKey(seed, fast=plan.rng == "fast", device=device)
         first, _ = next(microbatches(example, self._size(example), plan.microbatches))
         self.lowered = self._executable(first)[1].lowered
         layouts = {s.path: s.storage for s in (*self.lowered.parameters, *self.lowered.buffers)}

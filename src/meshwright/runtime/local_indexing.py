@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -148,7 +148,7 @@ def _with_one_more(x: Tensor, dims: Sequence[int]) -> Tensor:
     return made
 
 
-OPS = {
+OPS: dict[str, Callable[..., Any]] = {
     "mesh.take_held": take_held,
     "mesh.put_held": put_held,
     "mesh.gather_held": gather_held,

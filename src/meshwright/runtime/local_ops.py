@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from meshwright.runtime import local_attention, local_indexing, local_moments, l
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.halo import rows
 from meshwright.runtime.random import dropout, normal, uniform
+from meshwright.runtime.random_fast import fast_draw
 
 Cuts = list[tuple[Split, int, int, int]]
 
@@ -25,6 +26,8 @@ class RandomKey:
     seed: int = 0
     step: int = 0
     microbatch: int = 0
+    fast: bool = False  # by the device's own generator instead of by global position
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def stream(self, stream: int) -> tuple[int, ...]:
         return (self.seed, stream, self.step, self.microbatch)
@@ -97,6 +100,8 @@ def draw(
     ]
     whole, stream_key = tuple(shape), key.stream(stream)
     kind_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if key.fast:
+        return fast_draw(kind, args, whole, here, stream_key, kind_dtype, key.device)
     if kind == "native_dropout":
         x, probability, *train = args
         if train and not train[0]:
