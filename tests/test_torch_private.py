@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from meshwright import torch_private as private
@@ -185,3 +186,39 @@ def test_paths_of_leaves() -> None:
     assert spec.unflatten([1, 2, 3, 4]) == tree
     assert private.flatten_with_paths(5, "batch")[0] == [("batch", 5)]
     assert private.flatten(tree)[0] == [1, 2, 3, 4]
+
+
+def test_reentrant_checkpoints_add_to_gradients() -> None:
+    layer = nn.Linear(2, 2)
+    x = torch.ones(1, 2, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=True).sum()
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(y, x, retain_graph=True)
+    with private.checkpoints_may_accumulate():
+        torch.autograd.grad(y, x)
+    assert layer.weight.grad is not None
+
+
+def test_hooks_of_a_parameter() -> None:
+    one, two = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    one.register_hook(lambda gradient: gradient * 3)
+    private.copy_gradient_hooks(one, two)
+    two.sum().backward()
+    assert two.grad is not None
+    assert two.grad.tolist() == [3.0, 3.0]
+    assert not private.has_accumulation_hooks(one)
+    one.register_post_accumulate_grad_hook(lambda parameter: None)
+    assert private.has_accumulation_hooks(one)
+
+
+def test_batch_norms_have_a_base() -> None:
+    for kind in (nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        assert issubclass(kind, private.BatchNormBase)
+
+
+def test_distributions_look_at_no_values() -> None:
+    wrong = torch.tensor(-1.0)
+    with private.unchecked_distributions():
+        torch.distributions.Normal(0.0, wrong)
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(0.0, wrong)

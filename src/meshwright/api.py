@@ -16,7 +16,9 @@ from torch import Tensor
 from meshwright._version import __version__
 from meshwright.capture.batch import BatchSpec, batch_spec
 from meshwright.capture.blueprint import Blueprint, blueprint
+from meshwright.capture.copying import copy_for_real
 from meshwright.capture.loss import run_loss
+from meshwright.capture.meta import weights_on_meta
 from meshwright.capture.trace import Captured, capture
 from meshwright.cluster.mesh import Mesh
 from meshwright.cluster.parse import parse_cluster
@@ -31,9 +33,9 @@ from meshwright.layout.origins import origins
 from meshwright.layout.remarks import remarks
 from meshwright.lower.lower import lower
 from meshwright.lower.probing import Probing, probing
+from meshwright.lower.special_random import RANDOM
 from meshwright.lower.user_rules import register_rule as register_rule
 from meshwright.plan.check import check_devices, check_plan
-from meshwright.lower.special_random import RANDOM
 from meshwright.plan.file import load_plan
 from meshwright.plan.types import Alternative, Plan, Prediction, RandomNumbers
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
@@ -118,9 +120,9 @@ def plan(
     microbatches: int | None = None,
     clip_norm: float | None = None,
     optimizer: str = "adamw",
+    rng: RandomNumbers = "exact",
     profile: Profile | None = None,
     model: Model | None = None,
-    rng: RandomNumbers = "exact",
     progress: Progress | None = None,
 ) -> Plan:
     """A plan for one training step of `task` on `cluster`. Needs no process group and no weights.
@@ -130,10 +132,10 @@ def plan(
     microbatches: into how many the global batch is cut; None leaves it to the strategy.
     clip_norm: bound on the global norm of the gradients; None clips nothing.
     optimizer: whose state and time are counted, by name as in `adamw` or `sgd`.
-    profile: what `calibrate` measured on this machine, for a `local` cluster.
-
     rng: how random ops draw. `exact` draws by global position, the same numbers under every
         plan; `fast` by each device's own generator, where replicas of a part draw alike.
+    profile: what `calibrate` measured on this machine, for a `local` cluster.
+
     Raises UsageError for bad input, NoPlanFits when memory does not suffice,
     CaptureError when the model can't be captured.
     """
@@ -149,12 +151,12 @@ def plan(
             )
         wanted = replace(wanted, microbatches=microbatches)
     optimizer_cost(optimizer)
-    if clip_norm is not None and not 0 < clip_norm < float("inf"):
-        raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
     if rng not in get_args(RandomNumbers):
         raise UsageError(
             f"rng is '{rng}'.", "Give exact (the same numbers under every plan) or fast."
         )
+    if clip_norm is not None and not 0 < clip_norm < float("inf"):
+        raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
     model = model or Model(task)
     model.prober.say = say
     say("capturing the step")
@@ -197,9 +199,9 @@ def plan(
         global_batch=batch,
         clip_norm=clip_norm,
         optimizer=optimizer,
+        rng=rng,
         decisions=best.decisions,
         parameters=best.parameters,
-        rng=rng,
         predicted=found.best.prediction,
         origins=origins(lowered, best.microbatches),
         remarks=remarks(model.microbatch(best.microbatches)[1], lowered),
@@ -306,9 +308,9 @@ def parallelize(
     communicator: Communicator | None = None,
     model: Model | None = None,
     device: str | None = None,
+    rng: RandomNumbers | None = None,
 ) -> Job:
     """This process's part of the planned job, ready to step. Call it in every process.
-    rng: RandomNumbers | None = None,
 
     optimizer: makes a `torch.optim` optimizer from a list of parameters; it
         sees local shards, so it must update each element by itself.
@@ -318,13 +320,13 @@ def parallelize(
     communicator: for runs inside one process; None connects the processes that
         `torchrun` or `meshwright train` started.
     device: `cpu` or `cuda`; None takes CUDA where there is one.
+    rng: `exact` or `fast` in place of what the plan says.
     """
     resolved = plan if isinstance(plan, Plan) else load_plan(plan)
-    rng: `exact` or `fast` in place of what the plan says.
-    mesh = Mesh(tuple(resolved.mesh.items()))
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if rng is not None:
         resolved = resolved.model_copy(update={"rng": rng})
+    mesh = Mesh(tuple(resolved.mesh.items()))
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if communicator is None:
         process = init_process(place)
         check_devices(resolved, process.world)
@@ -340,7 +342,10 @@ def parallelize(
             resolved.clip_norm is not None,
         )  # fmt: skip
         return Compiled(
-            lower(analysis, assignment, coordinate), captured.constants, tokens_of(captured.program)
+            lower(analysis, assignment, coordinate),
+            captured.constants,
+            tokens_of(captured.program),
+            captured.opaque,
         )
 
     return Job(
@@ -390,6 +395,12 @@ def one_device(
     task: Task, plan: Plan, *, optimizer: OptimizerFactory = sgd, seed: int = 0
 ) -> Reference:
     """The same training in plain PyTorch on this process alone."""
+
+    def build() -> torch.nn.Module:
+        if not isinstance(task.model, torch.nn.Module):
+            return task.model()
+        return copy_for_real(task.model, weights_on_meta(task.model, seed))
+
     return Reference(
         build,
         lambda module, batch: run_loss(task, module, batch),
@@ -399,6 +410,18 @@ def one_device(
         microbatches=plan.microbatches,
         clip_norm=plan.clip_norm,
     )
+
+
+def check_comparable(plan: Plan, model: Model) -> None:
+    """Raises UsageError for a plan whose random numbers are not those of one device."""
+    program = model.microbatch(plan.microbatches)[0].program
+    drawn = next((op for op in program.ops if op.target in RANDOM), None)
+    if plan.rng == "fast" and drawn is not None:
+        raise UsageError(
+            "The plan draws random numbers by rng=fast, each device for itself, and "
+            f"{drawn.source} draws: what one device computes differs from it in every draw.",
+            "Verify it with rng=exact; everything else runs the same way.",
+        )
 
 
 _make_plan = plan  # for `verify`, whose argument has the same name
@@ -412,23 +435,12 @@ def verify(
     steps: int = 3,
     plan: Plan | None = None,
     optimizer: OptimizerFactory = sgd,
-def check_comparable(plan: Plan, model: Model) -> None:
-    """Raises UsageError for a plan whose random numbers are not those of one device."""
-    program = model.microbatch(plan.microbatches)[0].program
-    drawn = next((op for op in program.ops if op.target in RANDOM), None)
-    if plan.rng == "fast" and drawn is not None:
-        raise UsageError(
-            "The plan draws random numbers by rng=fast, each device for itself, and "
-            f"{drawn.source} draws: what one device computes differs from it in every draw.",
-            "Verify it with rng=exact; everything else runs the same way.",
-        )
-
-
     batches: Iterable[Any] | None = None,
     seed: int = 0,
     model: Model | None = None,
     microbatches: int | None = None,
     clip_norm: float | None = None,
+    rng: RandomNumbers = "exact",
 ) -> Comparison:
     """Is the planned step the single-device step? All ranks run in lockstep in this process.
 
@@ -442,7 +454,6 @@ def check_comparable(plan: Plan, model: Model) -> None:
         rng=rng,
     )  # fmt: skip
     check_comparable(made, model)
-    rng: RandomNumbers = "exact",
     given = list(batches) if batches is not None else [task.batch] * steps
 
     # Built first, since threads of one process share PyTorch's random generator.

@@ -41,6 +41,21 @@ forget_value
     a fake made from a literal (`torch.tensor(0)`) remembers its value; a buffer must not.
 current_autograd_node, next_sequence_number
     which forward op a backward op differentiates.
+LengthsEnvironment, new_length, length_terms, give_lengths
+    symbolic sizes: lengths that are only known when the step runs. PyTorch carries
+    them through shapes, views and gradients, and asks when a branch depends on one.
+checkpoints_may_accumulate
+    a reentrant `torch.utils.checkpoint` refuses `torch.autograd.grad`, since it adds to
+    `.grad` of what it uses, where a capture looks too.
+copy_gradient_hooks
+    the hooks that a user set on a parameter, for the tensor that takes its place.
+BatchNormBase
+    what all batch norms are: some of them read a counter in their forward.
+unchecked_distributions
+    `torch.distributions` looks at the values of its parameters unless told not to; there
+    is a public way to tell it, and none to ask what it was told before.
+has_accumulation_hooks
+    hooks that run after a gradient is added to `.grad`, which a captured step has none of.
 flatten_with_paths, flatten, key_path, tree_map, TreeSpec
     the pytree whose registrations (named tuples, Hugging Face outputs)
     `torch.func` and `torch.export` use.
@@ -52,8 +67,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import sympy
 import torch
-from torch import Tensor
+from torch import SymFloat, SymInt, Tensor
+from torch._guards import Source as _SizeSource
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -63,21 +80,28 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.compiler import _compile_session_context as compiling
+from torch.fx.experimental.symbolic_shapes import DimDynamic as _DimDynamic
+from torch.fx.experimental.symbolic_shapes import ShapeEnv as LengthsEnvironment
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_map
 
 __all__ = [
     "TRUNCATED_NORMAL",
+    "BatchNormBase",
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeTensor",
     "FakeTensorMode",
+    "LengthsEnvironment",
     "OpOverload",
     "TorchDispatchMode",
     "TreeSpec",
     "UnsupportedOperatorException",
+    "checkpoints_may_accumulate",
     "compiling",
+    "copy_gradient_hooks",
     "current_autograd_node",
     "flatten",
     "flatten_with_paths",
@@ -85,11 +109,16 @@ __all__ = [
     "forget_value",
     "from_functional",
     "functionalization",
+    "give_lengths",
+    "has_accumulation_hooks",
     "is_functional",
+    "length_terms",
+    "new_length",
     "next_sequence_number",
     "storage_key",
     "to_functional",
     "tree_map",
+    "unchecked_distributions",
     "unfused_recurrence",
     "without_modes",
 ]
@@ -116,6 +145,37 @@ def unfused_recurrence() -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(before)
+
+
+@contextmanager
+def unchecked_distributions() -> Iterator[None]:
+    """Distributions made within don't look at the values of their parameters."""
+    before: bool = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def checkpoints_may_accumulate() -> Iterator[None]:
+    before = torch.autograd._is_checkpoint_valid
+    torch.autograd._is_checkpoint_valid = lambda: True
+    try:
+        yield
+    finally:
+        torch.autograd._is_checkpoint_valid = before
+
+
+def copy_gradient_hooks(source: Tensor, target: Tensor) -> None:
+    if target.requires_grad:
+        for hook in (source._backward_hooks or {}).values():
+            target.register_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def has_accumulation_hooks(tensor: Tensor) -> bool:
+    return bool(tensor._post_accumulate_grad_hooks)
 
 
 def to_functional(tensor: Tensor) -> Tensor:
@@ -160,6 +220,44 @@ def forget_conversions(mode: FakeTensorMode) -> None:
 def storage_key(tensor: Tensor) -> int:
     """Identity of a tensor's memory, valid while any tensor on it lives; fakes have one too."""
     return int(tensor.untyped_storage()._cdata)
+
+
+class _NamedSize(_SizeSource):
+    """Where a symbolic size is said to come from: PyTorch asks for a name alone."""
+
+    def __init__(self, name: str) -> None:
+        object.__setattr__(self, "_text", name)
+
+    @property
+    def _name_template(self) -> str:
+        return str(self.__dict__["_text"])
+
+
+def give_lengths(mode: FakeTensorMode, environment: LengthsEnvironment | None) -> None:
+    """Let the fakes of `mode` have sizes of `environment`; None takes it away again."""
+    mode.shape_env = environment
+
+
+def new_length(
+    environment: LengthsEnvironment, name: str, hint: int
+) -> tuple[SymInt, Any, sympy.Integer]:
+    """A size that nobody knows, with its symbol; `hint` stands for it where one is needed.
+
+    The hint is given back as the number that expressions in the symbol want.
+    """
+    source = _NamedSize(name)
+    symbol = environment.create_symbol(
+        hint, source=source, dynamic_dim=_DimDynamic.DYNAMIC, do_not_specialize_zero_one=True
+    )
+    size = environment.create_symintnode(symbol, hint=hint, source=source)
+    assert isinstance(size, SymInt)
+    return size, symbol, sympy.Integer(hint)
+
+
+def length_terms(size: SymInt | SymFloat) -> tuple[Any, tuple[Any, ...]]:
+    """What a symbolic number is, as an expression of sympy, and the symbols in it."""
+    expression = size.node.expr
+    return expression, tuple(sorted(expression.free_symbols, key=str))
 
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:

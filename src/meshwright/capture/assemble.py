@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import SymFloat, SymInt, Tensor
 
 from meshwright.capture.location import Line, located, source
+from meshwright.capture.ragged import Ragged
+from meshwright.capture.random import draws
 from meshwright.capture.recorder import RecordedOp, Recording, Slot
+from meshwright.capture.updates import updates_in_forward
 from meshwright.errors import CaptureError
 from meshwright.program.types import (
     ITEM_BYTES,
     Argument,
+    Assumption,
     Input,
     InputKind,
+    Length,
     Op,
     Program,
     Ref,
@@ -48,10 +53,14 @@ class Outputs:
 
 
 def assemble(
-    recording: Recording, inputs: list[InputSpec], outputs: Outputs
+    recording: Recording, inputs: list[InputSpec], outputs: Outputs, lengths: Ragged
 ) -> tuple[Program, dict[str, Tensor]]:
     """The Program, and the real tensors of its constants by path."""
-    ops = _live_ops(recording.ops, outputs)
+    tangent = next((item.number for item in inputs if item.kind == "tangent"), None)
+    ops = updates_in_forward(
+        _with_lengths(recording.ops, lengths), outputs.buffers.items(), tangent, _numbers
+    )
+    ops = _live_ops(ops, outputs)
     used = {number for op in ops for number in _numbers(op.args, op.kwargs)}
     used |= {outputs.loss, *outputs.buffers.values()}
     used |= {number for number in outputs.gradients.values() if number is not None}
@@ -67,6 +76,7 @@ def assemble(
     op_names = [names.give_op(op) for op in ops]
 
     values: dict[str, Value] = {}
+    ragged: dict[str, tuple[str | None, ...]] = {}
     owners: dict[int, str] = {}
     produced = [item.number for item in inputs]
     produced += [number for op in ops for number in op.results if number is not None]
@@ -74,7 +84,11 @@ def assemble(
         fake = recording.values[number]
         name = names[number]
         owner = owners.setdefault(storage_key(fake), name)
-        values[name] = Value(name, tuple(int(n) for n in fake.shape), _dtype(fake.dtype), owner)
+        values[name] = Value(name, lengths.shape(fake.shape), _dtype(fake.dtype), owner)
+        if fake in lengths:
+            ragged[name] = tuple(
+                None if number is None else names[number] for number in lengths.dims(fake.shape)
+            )
 
     sources: dict[tuple[str, Line], Source] = {}
     program = Program(
@@ -89,16 +103,59 @@ def assemble(
             for path, number in outputs.gradients.items()
         },
         buffer_updates={path: names[number] for path, number in outputs.buffers.items()},
+        ragged=ragged,
+        assumptions=tuple(
+            Assumption(text, source(module, line)) for text, line, module in lengths.taken
+        ),
     )
     return program, {item.path: recording.constants[item.number] for item in constants}
+
+
+@dataclass(frozen=True, slots=True)
+class _LengthOf:
+    """`times` the length of a recorded list."""
+
+    number: int
+    times: int
+
+
+def _with_lengths(ops: list[RecordedOp], lengths: Ragged) -> list[RecordedOp]:
+    """The ops with symbolic sizes among their arguments told by list, or as plain numbers."""
+    if not lengths.used:
+        return ops
+
+    def told(item: Any, op: RecordedOp) -> Any:
+        if isinstance(item, tuple):
+            return tuple(told(part, op) for part in item)
+        if isinstance(item, (SymInt, SymFloat)):
+            try:
+                found = lengths.length(item)
+            except CaptureError as error:
+                where = located(source(op.module, op.line))
+                raise CaptureError(f"{error.message} It is given to {op.func} in {where}",
+                                   error.remedy) from None  # fmt: skip
+            return found if isinstance(found, int) else _LengthOf(found[0].lists[0], found[1])
+        return item
+
+    return [
+        replace(
+            op, args=told(op.args, op), kwargs={key: told(v, op) for key, v in op.kwargs.items()}
+        )
+        for op in ops
+    ]
 
 
 def _live_ops(ops: list[RecordedOp], outputs: Outputs) -> list[RecordedOp]:
     needed = {outputs.loss, *outputs.buffers.values()}
     needed |= {number for number in outputs.gradients.values() if number is not None}
     live: list[RecordedOp] = []
+    drawn = False
     for op in reversed(ops):
-        if not needed.isdisjoint(op.results):
+        # The k-th random op of a Program is the k-th draw of the step: one that nothing
+        # uses is only left out where no other follows.
+        draw = draws(op.func, op.args, op.kwargs)
+        if not needed.isdisjoint(op.results) or (draw and drawn):
+            drawn = drawn or draw
             live.append(op)
             needed |= _numbers(op.args, op.kwargs)
     live.reverse()
@@ -111,6 +168,8 @@ def _numbers(args: Any, kwargs: Mapping[str, Any]) -> set[int]:
     while pending:
         item = pending.pop()
         if isinstance(item, Slot):
+            found.add(item.number)
+        elif isinstance(item, _LengthOf):
             found.add(item.number)
         elif isinstance(item, tuple):
             pending.extend(item)
@@ -178,6 +237,8 @@ def _op(name: str, op: RecordedOp, names: _Names, sources: dict[tuple[str, Line]
 def _argument(item: Any, names: _Names, op: RecordedOp) -> Argument:
     if isinstance(item, Slot):
         return Ref(names[item.number])
+    if isinstance(item, _LengthOf):
+        return Length(names[item.number], item.times)
     if isinstance(item, tuple):
         return tuple(_argument(part, names, op) for part in item)
     if item is None or isinstance(item, (bool, int, float, str, complex)):

@@ -15,6 +15,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from meshwright.capture.accepted import check_module
 from meshwright.capture.construction import BUILD_IT_YOURSELF, TapeRecorder
 from meshwright.capture.copying import copy_with_fakes
 from meshwright.capture.execution import Keep
@@ -81,6 +82,7 @@ def blueprint(model: nn.Module | Callable[[], nn.Module]) -> Blueprint:
         return _of_module(model, mode)
     recorder = TapeRecorder(mode)
     built = _build(model, recorder)
+    check_module(built)
     tensors = dict(named_tensors(built))
     if any(tensor.device.type == "meta" for tensor in tensors.values()):
         return _of_module(built, mode)
@@ -140,6 +142,7 @@ def _of_module(module: nn.Module, mode: FakeTensorMode) -> Blueprint:
                 f"{name} has no shape yet: it belongs to a lazy module.",
                 "Run the model once on an example, then pass it.",
             )
+    check_module(module)
     meta = MetaValues(module)
     return Blueprint(copy_with_fakes(module, mode), mode, _Held(module, meta))
 

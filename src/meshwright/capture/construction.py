@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meshwright.capture.replay import Replay, constant_value
 from meshwright.capture.tape import Step, Tape
 from meshwright.capture.values import FakesCanBeCopied, KnownValuesOnly
 from meshwright.errors import CaptureError
@@ -29,6 +30,8 @@ from meshwright.torch_private import (
 _aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
 BUILD_IT_YOURSELF = "Build the module yourself and pass the module instead of the callable."
+
+_MOST_READ = 1 << 20  # elements of a tensor that the callable may read
 
 # While recording, a generator is seeded with a mark after each draw: unlike any
 # seed that a user sets, and different each time. The mark found at the next draw
@@ -60,7 +63,8 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 # PyTorch probes a fake for its address at times, and goes on without.
                 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
                 for mode in (
-                    self._fake_mode, self, KnownValuesOnly(BUILD_IT_YOURSELF), FakesCanBeCopied()
+                    self._fake_mode, self,
+                    KnownValuesOnly(BUILD_IT_YOURSELF, self._known), FakesCanBeCopied(),
                 ):  # fmt: skip
                     stack.enter_context(mode)
                 yield
@@ -89,6 +93,10 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return fake
         args = tuple(self._replace(item) for item in args)
         kwargs = {key: self._replace(item) for key, item in kwargs.items()}
+        if func is _aten._local_scalar_dense.default:
+            value = self._known(args[0])
+            if value is not None:
+                return value.item()
         _refuse_unreplayable(func, args)
         writes = self._written(func, args, kwargs)
         inputs = self._freeze(args), {key: self._freeze(item) for key, item in kwargs.items()}
@@ -96,6 +104,16 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         forget_conversions(self._fake_mode)
         self._append(func, inputs[0], inputs[1], output, writes)
         return output
+
+    def _known(self, fake: Tensor) -> Tensor | None:
+        """The values of what depends on no draw, as the rates of stochastic depth; else None."""
+        if not self.tape.knows(fake) or fake.numel() > _MOST_READ:
+            return None
+        replay, view = Replay(self.tape), self.tape.view(fake)
+        if replay.is_random(view):
+            return None
+        with without_modes():
+            return constant_value(replay, view)
 
     def _replace(self, item: Any) -> Any:
         if isinstance(item, Tensor) and not isinstance(item, FakeTensor):

@@ -1,14 +1,16 @@
-"""A copy of a module's structure with fake parameters and buffers."""
+"""Copies of a module: its structure with fake parameters and buffers, or with real ones."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from meshwright.torch_private import FakeTensor, FakeTensorMode
+from meshwright.torch_private import FakeTensor, FakeTensorMode, copy_gradient_hooks
 
 
 def copy_with_fakes(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -16,17 +18,39 @@ def copy_with_fakes(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
     What can't be deep-copied (a lock, a non-leaf tensor) is shared instead.
     """
+    return _copied(module, lambda tensor: _fake(tensor, mode), mode)
+
+
+def copy_for_real(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A module like `module` with tensors of its own, those in `values` filled with these."""
+    known = {id(tensor): values[name] for name, tensor in _named(module) if name in values}
+
+    def real(tensor: Tensor) -> Tensor:
+        return known.get(id(tensor), tensor).detach().clone()
+
+    return _copied(module, real, nullcontext())
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _copied(
+    module: nn.Module, make: Callable[[Tensor], Tensor], mode: AbstractContextManager[Any]
+) -> nn.Module:
     memo: dict[int, Any] = {}
     for owner in module.modules():
         for parameter in owner._parameters.values():
             if parameter is not None and id(parameter) not in memo:
                 with mode:
                     memo[id(parameter)] = nn.Parameter(
-                        _fake(parameter, mode), requires_grad=parameter.requires_grad
+                        make(parameter), requires_grad=parameter.requires_grad
                     )
+                copy_gradient_hooks(parameter, memo[id(parameter)])
         for buffer in owner._buffers.values():
             if buffer is not None and id(buffer) not in memo:
-                memo[id(buffer)] = _fake(buffer, mode)
+                memo[id(buffer)] = make(buffer)
     try:
         copied: nn.Module = copy.deepcopy(module, dict(memo))
     except Exception:

@@ -17,11 +17,13 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from meshwright import draws
 from meshwright.program.types import Source
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _TORCH_MODULES = os.path.join(_TORCH, "nn", "modules") + os.sep
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_DRAWS = os.path.abspath(draws.__file__)
 
 _MACHINERY = 0  # neither of the user nor of a layer: never shown
 _LAYER = 1  # inside torch.nn.modules: shown when there is no user's line
@@ -43,12 +45,17 @@ class Lines:
             file = code.co_filename
             if file.startswith(_TORCH_MODULES) and code.co_name == "forward":
                 kind = _LAYER
-            elif file.startswith((_TORCH, _HERE)) or file == __file__ or file.startswith("<"):
+            elif (
+                file.startswith((_TORCH, _HERE, _DRAWS)) or file == __file__ or file.startswith("<")
+            ):
                 kind = _MACHINERY
             else:
                 kind = _USER
             self._kinds[code] = kind
         return kind
+
+    def is_user(self, code: CodeType) -> bool:
+        return self._kind(code) == _USER
 
     def running(self, stop: CodeType) -> Line:
         """The innermost user's line of the running stack, looking no further than `stop`."""

@@ -55,6 +55,11 @@ class MetaValues:
         return made
 
 
+def weights_on_meta(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """What a module has on the meta device, made for real; nothing for one that has its values."""
+    return MetaValues(module).materialize(seed, lambda _, tensor: tensor.detach().clone(), None)
+
+
 def _own_meta(module: nn.Module) -> dict[str, Tensor]:
     own = [*module._parameters.items(), *module._buffers.items()]
     return {key: t for key, t in own if t is not None and t.device.type == "meta"}

@@ -15,7 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meshwright.capture.location import NOWHERE, Line, Lines, RunningModules
+from meshwright.capture.known import READS, KnownValues
+from meshwright.capture.location import (
+    NOWHERE,
+    Line,
+    Lines,
+    RunningModules,
+    located,
+    source,
+)
+from meshwright.capture.ragged import Ragged
+from meshwright.capture.random import RandomOps
 from meshwright.errors import CaptureError
 from meshwright.program.types import Phase
 from meshwright.torch_private import (
@@ -43,12 +53,6 @@ _IGNORED = frozenset({
     "aten::sym_constrain_range_for_size", "profiler::_record_function_enter_new",
     "profiler::_record_function_exit",
 })  # fmt: skip
-
-
-LEAVE_RECOMPUTATION = (
-    "Take torch.utils.checkpoint (gradient checkpointing) out of the model: "
-    "the plan decides what to recompute."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
+        # Ops that are recorded by a function of their own.
+        self.handlers: dict[OpOverload, Callable[[tuple[Any, ...]], Any]] = {}
         self.phase: Phase = "forward"
         self._fake_mode = fake_mode
         self._modules = modules
@@ -112,21 +118,48 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._reals: dict[int, Tensor] = {}  # id of a real tensor -> its fake
         self._transposed: dict[int, int] = {}  # result of aten.t -> what it transposes
         self._origins: dict[int, tuple[str, bool, Line]] = {}  # autograd node -> forward op
+        self.known = KnownValues(self.recording)
+        self.random = RandomOps(self, self.number, self._fake, self.running_line)
+        self.ragged = Ragged(self, fake_mode, stop)
 
     def add_input(self, fake: Tensor) -> int:
         number = len(self.recording.values)
         self.recording.values.append(fake)
-        self._bind(fake, number)
+        self.bind(fake, number)
         return number
 
     def number_of(self, fake: Tensor) -> int | None:
         return self._numbers.get(id(fake))
 
-    def _bind(self, fake: Tensor, number: int) -> None:
+    def fake(self, number: int) -> Tensor:
+        return self.recording.values[number]
+
+    def value_of(self, fake: Tensor) -> Tensor | None:
+        """The values of a fake that depend on nothing but shapes; None for another."""
+        number = self._numbers.get(id(fake))
+        return None if number is None else self.known.value(number)
+
+    def made_in(self, number: int) -> str:
+        """Where a recorded value was made, for messages."""
+        for op in self.recording.ops:
+            if number in op.results:
+                return located(source(op.module, op.line))
+        return "an unknown line"
+
+    def running_line(self) -> str:
+        """The user's line that is running, for messages."""
+        return located(source(self._modules.innermost, self._lines.running(self._stop)))
+
+    def where(self) -> str:
+        """The module that is running."""
+        return self._modules.innermost
+
+    def bind(self, fake: Tensor, number: int) -> None:
+        """Say that `fake` is the value `number`."""
         self._numbers[id(fake)] = number
         self._held.append(fake)
 
-    def _number(self, tensor: Tensor) -> int:
+    def number(self, tensor: Tensor) -> int:
         number = self._numbers.get(id(tensor))
         if number is None:
             with without_modes():
@@ -165,27 +198,40 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._lift(args[0])
         args = tuple(self._replace(item) for item in args)
         kwargs = {key: self._replace(item) for key, item in kwargs.items()}
+        if func in self.handlers:
+            return self.handlers[func](args)
+        if func in READS:
+            known = self.known.read(func, [self._numbers.get(id(item)) for item in args])
+            if known is not NotImplemented:
+                return known
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
         if func is _aten.native_batch_norm.default and args[5] and args[3] is not None:
             return self._batch_norm(args)
+        output = self.ragged.dispatch(func, args, kwargs)
+        if output is not NotImplemented:
+            return output
+        output = self.random.dispatch(func, args, kwargs, again=self.phase == "backward")
+        if output is not NotImplemented:
+            return output
         output = func(*args, **kwargs)
         if func in _SAME:
-            self._bind(output, self._number(args[0]))
+            self.bind(output, self.number(args[0]))
         elif func is _aten.t.default:
             self._transpose(args[0], output)
         elif func._schema.name not in _IGNORED:
-            self._record(func, args, kwargs, output)
+            self.record(func, args, kwargs, output)
+            self.random.drawn(output)
         return output
 
     def _transpose(self, item: Tensor, output: Tensor) -> None:
         """Autograd transposes what the forward transposed: that gives the same value back."""
-        original = self._transposed.get(self._number(item))
+        original = self._transposed.get(self.number(item))
         if original is not None:
-            self._bind(output, original)
+            self.bind(output, original)
             return
-        self._record(_aten.t.default, (item,), {}, output)
-        self._transposed[self._number(output)] = self._number(item)
+        self.record(_aten.t.default, (item,), {}, output)
+        self._transposed[self.number(output)] = self.number(item)
 
     def _lift(self, real: Tensor) -> Tensor:
         # The fake keeps the real value too, which answers `.item()` on it.
@@ -205,7 +251,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Training batch norm writes its running statistics though its schema hides it."""
         func = _aten._native_batch_norm_legit_functional.default
         output = func(*args)
-        self._record(func, args, {}, output)
+        self.record(func, args, {}, output)
         for buffer, updated in zip(args[3:5], output[3:5], strict=True):
             self._numbers[id(buffer)] = self._numbers[id(updated)]
         return tuple(output[:3])
@@ -219,19 +265,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             "Register the tensor with register_buffer, so that its updates are part of the step.",
         )
 
-    def _record(
+    def record(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         returns_tuple = isinstance(output, (tuple, list))
         outputs = tuple(output) if returns_tuple else (output,)
         if not any(isinstance(item, Tensor) for item in outputs):
             return
-        if self.phase == "backward" and torch.Tag.nondeterministic_seeded in func.tags:
-            raise CaptureError(
-                f"The backward draws random numbers again, by {func}: they would differ "
-                "from those of the forward.",
-                LEAVE_RECOMPUTATION,
-            )
         module, in_model, line = self._origin()
         recorded_args = tuple(self._slots(item) for item in args)
         recorded_kwargs = {key: self._slots(item) for key, item in kwargs.items()}
@@ -246,10 +286,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.phase, module, in_model, line,
             )
         )  # fmt: skip
+        self.ragged.recorded(self.recording.ops[-1])
 
     def _slots(self, item: Any) -> Any:
         if isinstance(item, Tensor):
-            return Slot(self._number(item))
+            return Slot(self.number(item))
         if isinstance(item, (list, tuple)):
             return tuple(self._slots(part) for part in item)
         return item
@@ -258,6 +299,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node = current_autograd_node() if self.phase == "backward" else None
         # A module that runs inside the backward is the user's own recomputation.
         if node is not None and not self._modules.inside:
+            if node >= next_sequence_number():
+                return "", False, NOWHERE  # a hook of a parameter, whose node has no number
             while node >= 0 and node not in self._origins:
                 node -= 1
             return self._origins.get(node, ("", False, NOWHERE))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from meshwright.torch_private import forget_value, to_functional
+from meshwright.torch_private import copy_gradient_hooks, forget_value, to_functional
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -32,20 +32,25 @@ def restored(module: nn.Module) -> Iterator[None]:
                 current.update(table)
 
 
+def state_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by every name that they have."""
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        for table in (owner._parameters, owner._buffers):
+            for key, tensor in table.items():
+                if tensor is not None:
+                    yield f"{prefix}.{key}" if prefix else key, tensor
+
+
 def make_functional(module: nn.Module) -> dict[str, Tensor]:
     """Replaces all parameters and buffers by functional tensors; returns them by every name."""
     wrapped: dict[int, Tensor] = {}
     held: list[Tensor] = []
-    found: dict[str, Tensor] = {}
-    for prefix, owner in module.named_modules(remove_duplicate=False):
+    for owner in module.modules():
         for table, wrap in ((owner._parameters, _parameter), (owner._buffers, to_functional)):
             _replace(table, wrap, wrapped, held)
-            for key, tensor in table.items():
-                if tensor is not None:
-                    found[f"{prefix}.{key}" if prefix else key] = tensor
         if isinstance(owner, nn.RNNBase):
             owner._flat_weights = [getattr(owner, name) for name in owner._flat_weights_names]
-    return found
+    return dict(state_tensors(module))
 
 
 def _replace(
@@ -68,4 +73,6 @@ def _replace(
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(to_functional(tensor.detach()), requires_grad=tensor.requires_grad)
+    made = nn.Parameter(to_functional(tensor.detach()), requires_grad=tensor.requires_grad)
+    copy_gradient_hooks(tensor, made)
+    return made

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from meshwright.as_is import OpaqueCall
 from meshwright.capture.assemble import InputSpec, Outputs, assemble
 from meshwright.capture.batch import BatchSpec, batch_spec, fake_leaf
 from meshwright.capture.blueprint import Blueprint
 from meshwright.capture.blueprint import blueprint as make_blueprint
+from meshwright.capture.bounds import KnownComparisons
 from meshwright.capture.failures import MOVE_IT_OUT, explained
 from meshwright.capture.location import RunningModules
 from meshwright.capture.loss import run_loss
-from meshwright.capture.recorder import LEAVE_RECOMPUTATION, Recorder
-from meshwright.capture.state import make_functional, restored
+from meshwright.capture.opaque import Opaques
+from meshwright.capture.ragged import CandidatesForLists
+from meshwright.capture.recorder import Recorder
+from meshwright.capture.state import make_functional, restored, state_tensors
+from meshwright.capture.substitutes import Substitutes, without_values
 from meshwright.capture.values import KnownValuesOnly, NeedsValues
 from meshwright.errors import CaptureError
 from meshwright.program.types import Program
 from meshwright.task import Task
 from meshwright.torch_private import (
+    checkpoints_may_accumulate,
     compiling,
     flatten_with_paths,
     from_functional,
     functionalization,
     is_functional,
     to_functional,
+    unchecked_distributions,
     unfused_recurrence,
 )
 
@@ -42,6 +49,7 @@ class Captured:
     constants: real tensors that the step closes over, by the path of their input.
     batch: names the batch's leaves and flattens further batches alike.
     seconds: how long the capture took.
+    opaque: calls of modules that run as they are, by the name that their ops give.
     """
 
     program: Program
@@ -49,6 +57,7 @@ class Captured:
     blueprint: Blueprint
     batch: BatchSpec
     seconds: float
+    opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
 
     @property
     def batch_paths(self) -> tuple[str, ...]:
@@ -77,16 +86,23 @@ def capture(task: Task, *, batch: Any = None, blueprint: Blueprint | None = None
             tracer = _traced(task, batch, plan, compiling())
         except CaptureError:
             raise error from error.__cause__
-    program, constants = assemble(tracer.recorder.recording, tracer.inputs, tracer.outputs())
-    return Captured(program, constants, plan, spec, time.perf_counter() - started)
+    program, constants = assemble(
+        tracer.recorder.recording, tracer.inputs, tracer.outputs(), tracer.recorder.ragged
+    )
+    return Captured(
+        program, constants, plan, spec, time.perf_counter() - started, tracer.opaques.calls
+    )
 
 
 def _traced(
     task: Task, batch: Any, blueprint: Blueprint, announced: AbstractContextManager[None]
 ) -> _Trace:
     tracer = _Trace(task, batch, blueprint)
-    with restored(blueprint.module), announced:
-        tracer.run()
+    try:
+        with restored(blueprint.module), announced:
+            tracer.run()
+    finally:
+        tracer.recorder.ragged.close()
     return tracer
 
 
@@ -107,6 +123,7 @@ class _Trace:
         self.recorder = Recorder(
             blueprint.fake_mode, self._modules, _user_code.__code__, blueprint.constant
         )
+        self.opaques = Opaques(blueprint, self.recorder)
         self._loss = -1
         self._gradients: dict[str, int | None] = {}
         self._buffers: dict[str, int] = {}
@@ -116,28 +133,42 @@ class _Trace:
 
     def run(self) -> None:
         module, mode = self._blueprint.module, self._blueprint.fake_mode
-        with torch.inference_mode(False), torch.enable_grad(), mode:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            mode,
+            self.recorder.random.draws.marked(),
+        ):
             tensors = make_functional(module)
-            trainable, buffers = self._add_state(module, tensors)
+            without_values(module)
+            self.opaques.replace_forwards()
+            trainable = self._add_state(tensors)
             batch = self._fake_batch()
-            with (
-                self.recorder,
-                functionalization(),
-                self._modules.watch(),
-                unfused_recurrence(),
-                KnownValuesOnly(MOVE_IT_OUT),
-            ):
+            with self._recording():
                 loss = self._explained("forward", lambda: run_loss(self._task, module, batch))
-                self._buffers = self._changed(module, buffers)
             tangent = self._add_tangent(loss)
-            with self.recorder, functionalization(), self._modules.watch():
+            with self._recording(), checkpoints_may_accumulate():
                 self._backward(loss, tangent, trainable)
-                for path, number in self._changed(module, buffers).items():
-                    if self._buffers.get(path) != number:
-                        raise CaptureError(
-                            f"The backward runs modules again and so updates {path} twice.",
-                            LEAVE_RECOMPUTATION,
-                        )
+                # Checkpointed parts run again in the backward and may write once more.
+                self._note_changes(module)
+        del loss
+        self.recorder.random.check_generators()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        with (
+            self.recorder,
+            functionalization(),
+            self._modules.watch(),
+            unfused_recurrence(),
+            torch.compiler.set_stance("force_eager"),
+            unchecked_distributions(),
+            KnownValuesOnly(MOVE_IT_OUT, self.recorder.value_of),
+            KnownComparisons(),
+            Substitutes(self.recorder.random.note),
+            CandidatesForLists(self.recorder.ragged),
+        ):
+            yield
 
     def _explained(self, phase: str, run: Callable[[], Any]) -> Any:
         try:
@@ -147,15 +178,12 @@ class _Trace:
                 error, phase, self._modules, _user_code.__code__, self._batch
             ) from error
 
-    def _add_state(
-        self, module: nn.Module, tensors: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Declares parameters and buffers; gives what is trainable, and the buffers' numbers."""
+    def _add_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Declares parameters and buffers; gives what is trainable."""
         names: dict[int, list[str]] = {}
         for name, tensor in tensors.items():
             names.setdefault(id(tensor), []).append(name)
         trainable: dict[str, Tensor] = {}
-        buffers: dict[str, int] = {}
         for path, aliases in ((group[0], tuple(group[1:])) for group in names.values()):
             tensor = tensors[path]
             number = self.recorder.add_input(from_functional(tensor))
@@ -165,14 +193,13 @@ class _Trace:
                     trainable[path] = tensor
             else:
                 item = InputSpec(number, "buffer", path, aliases=aliases)
-                buffers[path] = number
             self.inputs.append(item)
         if not trainable:
             raise CaptureError(
                 "The model has no parameter that requires a gradient.",
                 "Set requires_grad on the parameters to train.",
             )
-        return trainable, buffers
+        return trainable
 
     def _fake_batch(self) -> Any:
         leaves, tree = flatten_with_paths(self._batch, "batch")
@@ -186,18 +213,28 @@ class _Trace:
             replaced.append(leaf)
         return tree.unflatten(replaced)
 
-    def _changed(self, module: nn.Module, before: Mapping[str, int]) -> dict[str, int]:
-        """The buffers that were changed by now, by writing to them or by assignment."""
-        changed: dict[str, int] = {}
-        after = dict(module.named_buffers())
-        for path, number in before.items():
-            tensor = after.get(path)
-            if tensor is None:
+    def _note_changes(self, module: nn.Module) -> None:
+        """Buffers that were changed by now, by writing to them or by assignment.
+
+        A parameter that isn't trained and is written to (a moving average of
+        another) is held as buffers are.
+        """
+        after = dict(state_tensors(module))
+        for index, item in enumerate(self.inputs):
+            if item.kind not in ("parameter", "buffer") or item.path not in after:
                 continue
-            now = self.recorder.number_of(from_functional(tensor))
-            if now is not None and now != number:
-                changed[path] = now
-        return changed
+            now = self.recorder.number_of(from_functional(after[item.path]))
+            if now is None or now == item.number:
+                continue
+            if item.trainable:
+                raise CaptureError(
+                    f"The step writes to the parameter {item.path}, which the optimizer "
+                    f"updates as well, in {self.recorder.made_in(now)}",
+                    "Compute with a changed copy of it (torch.clamp, a parametrization), or "
+                    "change it between steps.",
+                )
+            self.inputs[index] = replace(item, kind="buffer")
+            self._buffers[item.path] = now
 
     def _add_tangent(self, loss: Tensor) -> Tensor:
         number = self.recorder.number_of(from_functional(loss))
@@ -218,7 +255,11 @@ class _Trace:
             "backward",
             lambda: torch.autograd.grad([loss], parameters, [tangent], allow_unused=True),
         )
-        for path, gradient in zip(trainable, gradients, strict=True):
+        for (path, parameter), gradient in zip(trainable.items(), gradients, strict=True):
+            # What a backward inside the backward (reentrant checkpoints) left there.
+            more = parameter.grad
+            if more is not None:
+                gradient = more if gradient is None else gradient + more
             self._gradients[path] = (
                 None if gradient is None else self.recorder.number_of(from_functional(gradient))
             )

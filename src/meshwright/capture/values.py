@@ -30,12 +30,14 @@ class NeedsValues(CaptureError):
 class KnownValuesOnly(TorchFunctionMode):
     """Within it, a tensor is only read when its values are constants, known from the start.
 
-    remedy: what a user can do who meets the refusal.
+    remedy: what a user can do who meets the refusal. known: the values of a fake
+    whose values follow from constants, None for another.
     """
 
-    def __init__(self, remedy: str) -> None:
+    def __init__(self, remedy: str, known: Callable[[Tensor], Tensor | None]) -> None:
         super().__init__()
         self._remedy = remedy
+        self._known = known
 
     def __torch_function__(
         self,
@@ -48,12 +50,13 @@ class KnownValuesOnly(TorchFunctionMode):
         if func in _READS:
             fake = from_functional(args[0])
             if isinstance(fake, FakeTensor):
-                if fake.constant is None:
+                value = self._known(fake) if fake.constant is None else fake.constant
+                if value is None:
                     raise NeedsValues(
                         f"The values of a tensor are read, by {_READS[func]}.", self._remedy
                     )
                 with without_modes():
-                    return func(fake.constant.clone(), *args[1:], **kwargs)
+                    return func(value.detach().clone(), *args[1:], **kwargs)
         return func(*args, **kwargs)
 
 

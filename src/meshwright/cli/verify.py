@@ -128,15 +128,13 @@ _ADAPTIVE = ("adam", "adamw", "adagrad", "rmsprop")
 
 
 def _wrong(found: Mapping[str, Any]) -> RunError | None:
-    from meshwright.runtime.compare import TOLERANCE
-
     advice = "Look at it with `meshwright explain`, and report it: a plan must not change numbers."
     if not found["initial_equal"]:
         return RunError("The initial parameters are not those of one device.", advice)
     worst = found["worst"]
     if not found["equal"] and found["optimizer"] in _ADAPTIVE:
         others = (worst["loss"], worst["gradient"], worst["buffer"])
-        if all(item["relative"] <= TOLERANCE for item in others):
+        if all(item["relative"] <= found["tolerance"] for item in others):
             return RunError(
                 f"Loss, gradients and buffers are equal, but '{worst['parameter']['name']}' is "
                 f"off by {worst['parameter']['relative']:.1e} after steps of {found['optimizer']}.",

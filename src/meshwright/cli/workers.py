@@ -138,6 +138,7 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
         "equal": result.equal,
         "initial_equal": result.initial_equal,
         "losses": result.losses,
+        "tolerance": result.tolerance,
         "worst": {
             "loss": worst(result.loss),
             "gradient": worst(result.gradient),

@@ -8,17 +8,18 @@ PyTorch's own sequence of draws can't be split over devices.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from meshwright.draws import Draws, made_of
 from meshwright.runtime.local_ops import RandomKey, draw
 from meshwright.runtime.microbatch import batch_size, microbatches
 from meshwright.runtime.trainer import OptimizerFactory
-from meshwright.task import Task
-from meshwright.torch_private import TorchDispatchMode, tree_map
+from meshwright.torch_private import TorchDispatchMode, copy_gradient_hooks, tree_map
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -36,12 +37,20 @@ _KINDS = {
 
 
 class DrawByPosition(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Eager random ops draw as the k-th random op of a captured step does."""
+    """Eager random ops draw as the k-th random op of a captured step does.
+
+    A draw repeated by a checkpoint is the same again. Draws of a generator of the
+    user's, or after a seed that the step sets, are PyTorch's own.
+    """
+
+    def marked(self) -> AbstractContextManager[None]:
+        """To be entered beside the mode: draws are told by the default generator's state."""
+        return self._draws.marked()
 
     def __init__(self, key: RandomKey) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.key = key
-        self._stream = 0
+        self._draws = Draws()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -51,7 +60,12 @@ class DrawByPosition(TorchDispatchMode):  # type: ignore[no-untyped-call]
             f".{func._schema.overload_name}" if func._schema.overload_name else ""
         )
         kind = _KINDS.get(name)
-        if kind is None:
+        own = any(isinstance(x, torch.Generator) for x in (*args, *kwargs.values()))
+        recipe = made_of(func._schema)
+        if recipe is not None and not own and not self._draws.seeded():
+            return self._made(func, recipe, args, kwargs)
+        stream = None if kind is None or own else self._draws.next()
+        if kind is None or stream is None:
             return func(*args, **kwargs)
         first = args[0]
         shape = tuple(first.shape) if isinstance(first, Tensor) else tuple(first)
@@ -66,12 +80,34 @@ class DrawByPosition(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind == "bernoulli_p":
             operands = (first, args[1] if len(args) > 1 else kwargs.get("p", 0.5))
         made = draw(
-            self.key, *operands, kind=kind, stream=self._stream, shape=shape, cuts=(), dtype=drawn
+            self.key, *operands, kind=kind, stream=stream, shape=shape, cuts=(), dtype=drawn
         )
-        self._stream += 1
         if func._schema.name.endswith("_"):
             return first.copy_(made)
         return made.to(dtype) if isinstance(made, Tensor) else made
+
+    def _made(self, func: Any, recipe: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A random op made of uniform and normal draws."""
+
+        # The model in double precision draws what it draws in single.
+        doubled = any(isinstance(x, Tensor) and x.dtype is torch.float64 for x in args)
+
+        def one(kind: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+            stream = self._draws.next()
+            assert stream is not None
+            drawn: Tensor = draw(
+                self.key, kind=kind, stream=stream, shape=tuple(shape), cuts=(),
+                dtype=torch.float32 if doubled else dtype,
+            )  # fmt: skip
+            return drawn.to(dtype)
+
+        made = recipe(one, *args, **{k: v for k, v in kwargs.items() if k != "generator"})
+        if func._schema.name.endswith("_"):
+            return args[0].copy_(made)
+        if isinstance(made, tuple):  # rrelu, whose second argument is written to
+            args[1].copy_(made[1])
+            return made[0]
+        return made
 
 
 class Reference:
@@ -79,7 +115,7 @@ class Reference:
 
     def __init__(
         self,
-        task: Task,
+        build: Callable[[], nn.Module],
         loss: Loss,
         optimizer: OptimizerFactory,
         flatten: Callable[[Any], dict[str, Tensor]],
@@ -90,9 +126,7 @@ class Reference:
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = (
-                copy.deepcopy(task.model) if isinstance(task.model, nn.Module) else task.model()
-            )
+            self.model = build()
         self._loss = loss
         self._flatten = flatten
         self._count = microbatches
@@ -114,11 +148,13 @@ class Reference:
 
     def exact_gradients(self, batch: Any) -> dict[str, Tensor] | None:
         """The last step's gradients in double precision; None for a model that refuses it."""
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(self._before)
-        model.double().zero_grad(set_to_none=True)
         self._key.step -= 1
         try:
+            model = copy.deepcopy(self.model)
+            for old, new in zip(self.model.parameters(), model.parameters(), strict=True):
+                copy_gradient_hooks(old, new)
+            model.load_state_dict(self._before)
+            model.double().zero_grad(set_to_none=True)
             self._accumulate(model, tree_map(_in_double, batch))
         except (RuntimeError, TypeError, ValueError):
             return None
@@ -131,13 +167,22 @@ class Reference:
         total = 0.0
         for index, (part, held) in enumerate(microbatches(batch, size, self._count)):
             self._key.microbatch = index
-            with DrawByPosition(self._key):
-                loss = self._loss(model, part) * (held / size)
+            mode = DrawByPosition(self._key)
+            with torch.compiler.set_stance("force_eager"), mode.marked(), mode:
+                # The model may write to its batch, which is the caller's.
+                loss = self._loss(model, tree_map(_own, part)) * (held / size)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+        for parameter in model.parameters():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
         if self._clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip_norm)
         return total
+
+
+def _own(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _in_double(leaf: Any) -> Any:
