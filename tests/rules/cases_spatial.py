@@ -165,7 +165,6 @@ UPSAMPLES = {
     "upsample_trilinear": (3,),
 }
 SIZES = {
-    "twice": ((4, 5, 3), (8, 10, 6)),
     "uneven": ((5, 3, 4), (7, 8, 9)),
     "smaller": ((9, 7, 5), (4, 3, 2)),
     "from one": ((1, 5, 1), (6, 7, 3)),
@@ -174,7 +173,8 @@ SIZES = {
 for target, ranks in UPSAMPLES.items():
     for rank in ranks:
         for name, (small, large) in SIZES.items():
-            for corners in (None,) if "nearest" in target else (False, True):
+            aligned = (False, True) if name in ("uneven", "to one") else (False,)
+            for corners in (None,) if "nearest" in target else aligned:
                 flags = [] if corners is None else [corners]
                 scales = [None] * rank
                 note = f"spatial {name}{' corners' if corners else ''}"

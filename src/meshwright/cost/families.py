@@ -107,13 +107,16 @@ _NAMES: dict[Family, str] = {
         adaptive_max_pool2d_backward adaptive_max_pool3d_backward upsample_nearest1d_backward
         upsample_nearest2d_backward upsample_nearest3d_backward upsample_bilinear2d_backward
         _upsample_bilinear2d_aa_backward upsample_bicubic2d_backward upsample_linear1d_backward
-        upsample_trilinear3d_backward grid_sampler_2d_backward
+        upsample_trilinear3d_backward _upsample_nearest_exact1d_backward
+        _upsample_nearest_exact2d_backward _upsample_nearest_exact3d_backward
+        grid_sampler_2d_backward
         grid_sampler_3d_backward""",
     "pooling": """
         max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d
         avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
         adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
         upsample_nearest2d upsample_nearest3d upsample_bilinear2d _upsample_bilinear2d_aa
+        _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
         upsample_bicubic2d upsample_linear1d upsample_trilinear3d grid_sampler_2d
         grid_sampler_3d im2col col2im pixel_shuffle pixel_unshuffle""",
     "factory": """
@@ -139,6 +142,7 @@ _NAMES: dict[Family, str] = {
         repeat_interleave tile flip roll rot90 pad constant_pad_nd reflection_pad1d
         reflection_pad1d_backward reflection_pad2d reflection_pad2d_backward replication_pad1d
         replication_pad1d_backward replication_pad2d replication_pad2d_backward
+        reflection_pad3d reflection_pad3d_backward replication_pad3d replication_pad3d_backward
         _pad_circular cartesian_prod meshgrid block_diag diag diag_embed
         split_copy split_with_sizes_copy permute_copy transpose_copy slice_copy select_copy
         unbind_copy view_copy expand_copy unfold_copy
