@@ -225,6 +225,7 @@ class Lowering:
         layouts = [self.b.whole[name].layout for name in operands]
         ties = self.ragged.ties(op)
         chosen = choose(op, rule, self.assignment, names, layouts, self.program.values, ties)
+        chosen = self.ragged.unreduced(rule, layouts, chosen)
         self.ragged.terms(op, rule, names, operands, chosen)
         layouts = [self.b.whole[name].layout for name in operands]
         kept = self._pending(rule, layouts, chosen) | self.ragged.pending(op, layouts, chosen)

@@ -279,16 +279,17 @@ class Ragged:
     def unreduced(
         self, rule: OpRule, layouts: Sequence[Layout], chosen: dict[str, FactorCut]
     ) -> dict[str, FactorCut]:
-        """`chosen` less the axes over which lists are whole and the op adds pending sums.
+        """`chosen` less the axes over which lists are whole and the op adds or views pending sums.
 
         What all experts give is added up first, and then reduced once.
         """
-        if rule.linear != "joint" or not self._axes:
+        if rule.linear == "none" or not self._axes:
             return chosen
+        involved = layouts if rule.linear == "joint" else layouts[:1]
         return {
             axis: cut
             for axis, cut in chosen.items()
-            if axis not in self._axes or any(x.reduction(axis) != "sum" for x in layouts)
+            if axis not in self._axes or any(x.reduction(axis) != "sum" for x in involved)
         }
 
     def pending(
