@@ -82,6 +82,69 @@ def test_other_modules_do_as_well(part: Any, call: Any, options: Any, strategy: 
     assert found.equal, found
 
 
+def test_an_input_as_long_as_the_batch_that_is_not_one() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            scores = (x @ x.transpose(-1, -2)).masked_fill(mask, -1e9).softmax(-1)
+            return scores @ self.inner(x) if x.sum().item() < 1e9 else x
+
+    def causal(part: nn.Module, h: Tensor) -> Tensor:
+        return part(h, torch.ones(5, 5).triu(1).bool())
+
+    square = Task(task(Masked, causal).model, classify, batch(5), "square")
+    made = plan(square, "local:1", "data=1")
+    assert made.remarks == ("opaque: part, runs as it is",)
+    found = verify(square, "local:4", "tensor=4")
+    assert found.equal, found
+    op = next(op for op in capture(square).program.ops if op.target == "mesh.opaque.default")
+    assert op.args[3] == (1, 0)
+
+
+def test_ids_two_outputs_one_of_them_the_input_and_writes_to_the_other() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, WIDTH)
+
+        def forward(self, x: Tensor, ids: Tensor, flag: bool = True) -> Any:
+            found = self.table(ids) if ids.max().item() < 100 else None
+            return x, {"found": found, "ids": (ids + 1,)}
+
+    def used(part: nn.Module, h: Tensor) -> Tensor:
+        same, rest = part(h, (h[..., 0] > 0).long(), flag=True)
+        rest["found"] += 1
+        return same * 0.3 + rest["found"] * rest["ids"][0].unsqueeze(-1)
+
+    found = verify(task(Several, used), "local:4", "data=2,tensor=2,zero=3")
+    assert found.equal, found
+
+
+def test_inside_of_autocast_no_grad_and_checkpoints() -> None:
+    def nested(part: nn.Module, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = part(h)
+        again = torch.utils.checkpoint.checkpoint(part, h, use_reentrant=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = part(h)
+        assert half.dtype == torch.bfloat16
+        return again * scale + half.float() * 1e-3
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) if x.sum().item() < 1e9 else x
+
+    found = verify(task(Branching, nested), "local:4", "data=2,tensor=2")
+    assert found.equal, found
+
+
 def test_a_module_that_exists_can_be_marked() -> None:
     model = Model(Router())
     assert meshwright.opaque(model.part) is model.part

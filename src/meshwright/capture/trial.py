@@ -7,10 +7,10 @@ parameters: shapes and what depends on what are wanted, not numbers.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ T = TypeVar("T")
 WHOLE, CUT, SUMMED = 0, 1, 2  # as in meshwright.rules.opaque
 EXAMPLES = 4
 _MOST_ELEMENTS = 1 << 28
+_MOST_DOUBTFUL = 4
 _GIVE_OUTPUTS = (
     "Say what it returns: opaque(module, outputs=lambda *inputs: …) with tensors of the right "
     "shapes, or outputs='like input'."
@@ -90,7 +91,7 @@ def tried(
             _GIVE_OUTPUTS,
         )
     try:
-        return _alone(lambda: _Try(call, inputs, batch, values()).run(cut))
+        return _alone(lambda: _first_that_holds(_Try(call, inputs, batch, values()), cut))
     except CaptureError:
         raise
     except Exception as error:
@@ -169,6 +170,22 @@ def _with_results(
     )  # fmt: skip
 
 
+def _first_that_holds(trial: _Try, cut: tuple[int, ...]) -> Trial:
+    """With all inputs that look as if they held the batch cut, or with some of them whole: a
+    mask of [length, length] looks so where the batch is as long as the sequence."""
+    doubtful = [k for k, kind in enumerate(cut) if kind == CUT][1:][:_MOST_DOUBTFUL]
+    failure: Exception | None = None
+    for count in range(len(doubtful) + 1):
+        for whole in combinations(doubtful, count):
+            tried_cut = tuple(WHOLE if k in whole else kind for k, kind in enumerate(cut))
+            try:
+                return trial.run(tried_cut)
+            except Exception as error:
+                failure = failure or error
+    assert failure is not None
+    raise failure
+
+
 class _Try:
     """Runs of one call, whole and in parts."""
 
@@ -217,7 +234,7 @@ class _Try:
             return tuple(CUT if x.dim() and x.shape[0] == self.count else WHOLE for x in tensors)
         bounds = (0, self.count - 1, self.count)
         try:
-            parts = [self._run(cut, start, stop) for start, stop in itertools.pairwise(bounds)]
+            parts = [self._run(cut, start, stop) for start, stop in pairwise(bounds)]
         except Exception as error:
             raise self._mixing(f"it does not run on part of the batch ({error})") from error
         kinds = []
@@ -312,7 +329,7 @@ class _Cost(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _kind(x: Tensor, terms: list[Tensor], bounds: Sequence[int], random: bool) -> int | None:
-    sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
+    sizes = [stop - start for start, stop in pairwise(bounds)]
     if x.dim() and x.shape[0] == bounds[-1] and all(
         term.shape == (size, *x.shape[1:]) for term, size in zip(terms, sizes, strict=True)
     ):  # fmt: skip

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # ops want halves; the odd ones make parts uneven.
 _EVEN = (6, 10, 14, 22, 26, 34, 38, 46, 58, 62)
 _ODD = (7, 9, 11, 13, 17, 19, 23, 29, 31, 37)
-_MOST_CANDIDATES = 2048
+_MOST_CANDIDATES = 1 << 14
 _MOST_PLACES = 4
 _LARGEST_MULTIPLE = 64
 
