@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -9,12 +11,28 @@ from torch import nn
 
 from meshwright.errors import ModelError
 from meshwright.task import Task
+from meshwright.zoo import deeplab, diffusion_unet, dit, dlrm, gns, ncf, resnet, unet3d
 from meshwright.zoo.convnet import ConvNet
 from meshwright.zoo.digits import DigitBatches
 from meshwright.zoo.gpt import GPT
+from meshwright.zoo.lstm import LSTMLanguageModel
 from meshwright.zoo.mlp import MLP
+from meshwright.zoo.moe import MoE
 from meshwright.zoo.registry import FACTORIES
+from meshwright.zoo.synthetic import Drawn
 from meshwright.zoo.text import batches
+
+# How a batch is drawn from the model's configuration and a generator.
+_DRAWN: Mapping[str, Callable[..., Any]] = {
+    "deeplab": deeplab.draw,
+    "diffusion-unet": diffusion_unet.draw,
+    "dit": dit.draw,
+    "dlrm": dlrm.draw,
+    "gns": gns.draw,
+    "ncf": ncf.draw,
+    "resnet50": resnet.draw,
+    "unet3d": unet3d.draw,
+}
 
 
 class Batches(Protocol):
@@ -26,7 +44,8 @@ class Batches(Protocol):
 def batches_for(task: Task, seed: int = 0) -> Batches | None:
     """Training data for a task of the zoo, or None when the zoo knows none for it.
 
-    gpt reads the standard library's text; convnet and mlp read scikit-learn's digits.
+    gpt, lstm and moe read the standard library's text; convnet and mlp read scikit-learn's
+    digits; the others draw theirs by a formula that leaves something to learn.
     """
     if task.name not in FACTORIES:
         return None
@@ -39,6 +58,11 @@ def batches_for(task: Task, seed: int = 0) -> Batches | None:
                 "Give vocab=256 or more.",
             )
         return batches(seed, batch=shape[0], seq_len=shape[1])
+    if isinstance(model, LSTMLanguageModel | MoE):
+        return batches(seed, batch=shape[0], seq_len=shape[1], vocab=model.config.vocab)
+    if task.name in _DRAWN:
+        # Step 0 of seed 0 is the example batch itself.
+        return Drawn(partial(_DRAWN[task.name], model.config), seed)
     if isinstance(model, ConvNet | MLP) and model.head.out_features < 10:
         raise ModelError(
             f"{task.name} has classes={model.head.out_features}, but there are 10 digits.",

@@ -18,7 +18,7 @@ class LSTMConfig:
     layers: int = 3
     width: int = 2048
     vocab: int = 32768
-    seq_len: int = 128
+    seq_len: int = 64
     dropout: float = 0.1
     global_batch: int = 128
 

@@ -181,8 +181,9 @@ class BatchedMoE(nn.Module):
         fits = (place < capacity).to(x.dtype)
         slots = F.one_hot(place.clamp(max=capacity - 1), capacity).to(x.dtype)  # [B, S, k, C]
         experts = F.one_hot(chosen, config.experts).to(x.dtype)  # [B, S, k, E]
-        combine = torch.einsum("bsk,bske,bskc->bsec", weights * fits, experts, slots)
-        dispatch = torch.einsum("bsk,bske,bskc->bsec", fits, experts, slots)
+        shares = experts * (weights * fits).unsqueeze(-1)
+        combine = torch.einsum("bske,bskc->bsec", shares, slots)
+        dispatch = (combine > 0).to(x.dtype)
 
         taken = torch.einsum("bsec,bsd->ebcd", dispatch, x)
         hidden = F.silu(torch.einsum("ebcd,edh->ebch", taken, self.w_gate))
