@@ -34,6 +34,7 @@ from meshwright.torch_private import (
     OpOverload,
     TorchDispatchMode,
     current_autograd_node,
+    from_functional,
     next_sequence_number,
     without_modes,
 )
@@ -138,6 +139,32 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The values of a fake that depend on nothing but shapes; None for another."""
         number = self._numbers.get(id(fake))
         return None if number is None else self.known.value(number)
+
+    def uses(self, tensor: Tensor) -> bool:
+        """Whether the step computes with a tensor that is no input of it."""
+        return id(tensor) in self._reals or id(from_functional(tensor)) in self._numbers
+
+    def depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor differs from step to step: it comes from inputs or draws."""
+        number = self._numbers.get(id(from_functional(tensor)))
+        if number is None:
+            return False
+        makers = {made: op for op in self.recording.ops for made in op.results}
+        pending, seen = [number], set[int]()
+        while pending:
+            current = pending.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            op = makers.get(current)
+            if op is None:
+                if current not in self.recording.constants:
+                    return True
+            elif torch.Tag.nondeterministic_seeded in op.func.tags:
+                return True
+            else:
+                pending.extend(_used(op))
+        return False
 
     def made_in(self, number: int) -> str:
         """Where a recorded value was made, for messages."""
@@ -308,6 +335,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Autograd makes the node of an op just before the op itself runs.
         self._origins.setdefault(next_sequence_number() - 1, origin)
         return origin
+
+
+def _used(op: RecordedOp) -> list[int]:
+    found: list[int] = []
+    pending: list[Any] = [*op.args, *op.kwargs.values()]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, Slot):
+            found.append(item.number)
+        elif isinstance(item, tuple):
+            pending.extend(item)
+    return found
 
 
 def _wanted(func: OpOverload, args: tuple[Any, ...], count: int) -> Sequence[bool]:

@@ -18,6 +18,7 @@ from meshwright.capture.blueprint import Blueprint
 from meshwright.capture.blueprint import blueprint as make_blueprint
 from meshwright.capture.bounds import KnownComparisons
 from meshwright.capture.failures import MOVE_IT_OUT, explained
+from meshwright.capture.frozen import PythonState, carried, warn_of
 from meshwright.capture.location import RunningModules
 from meshwright.capture.loss import run_loss
 from meshwright.capture.opaque import Opaques
@@ -98,10 +99,14 @@ def _traced(
     task: Task, batch: Any, blueprint: Blueprint, announced: AbstractContextManager[None]
 ) -> _Trace:
     tracer = _Trace(task, batch, blueprint)
+    state = PythonState(blueprint.module)
     try:
         with restored(blueprint.module), announced:
             tracer.run()
+            depends = tracer.recorder.depends
+            warn_of([*state.changes(), *carried(state, depends, tracer.recorder.uses)])
     finally:
+        state.restore()
         tracer.recorder.ragged.close()
     return tracer
 
