@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from meshwright._version import __version__
-from meshwright.capture.batch import BatchSpec, batch_spec
+from meshwright.capture.batch import BatchSpec, batch_spec, describe_leaves
 from meshwright.capture.blueprint import Blueprint, blueprint
 from meshwright.capture.copying import copy_for_real
 from meshwright.capture.loss import run_loss
@@ -25,7 +26,7 @@ from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.types import Cluster, Profile
 from meshwright.cost.flops import op_flops
 from meshwright.cost.memory import optimizer_cost
-from meshwright.errors import UsageError
+from meshwright.errors import MeshwrightError, PlanError, UsageError
 from meshwright.layout.assignment import assign
 from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
@@ -57,6 +58,8 @@ from meshwright.task import Task
 
 Progress = Callable[[str], None]
 
+SHAPES_KEPT = 8  # programs of so many microbatch shapes are kept
+
 
 @dataclass
 class Model:
@@ -69,9 +72,8 @@ class Model:
     capture_s: float = 0.0
     blueprint: Blueprint = field(init=False)
     prober: Probing = field(init=False)
-    _captured: dict[tuple[tuple[int, ...], ...], tuple[Captured, Analysis]] = field(
-        init=False, default_factory=dict
-    )
+    captures: int = field(init=False, default=0)
+    _captured: dict[Hashable, tuple[Captured, Analysis]] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -89,17 +91,29 @@ class Model:
         return batch_spec(self.task.batch)
 
     def captured(self, batch: Any) -> tuple[Captured, Analysis]:
-        """The Program for batches shaped like `batch`; at most eight shapes are kept."""
+        """The Program for batches shaped like `batch`; the eight shapes used last are kept.
+
+        Warns from the ninth capture on: a shape that was dropped is captured again.
+        """
         leaves = self.spec.flatten(batch)
-        key = tuple(tuple(leaf.shape) for leaf in leaves.values())
+        key = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves.values())
         with self._lock:
-            found = self._captured.get(key)
+            found = self._captured.pop(key, None)
             if found is None:
                 made = capture(self.task, batch=batch, blueprint=self.blueprint)
                 self.capture_s += made.seconds
-                found = self._captured[key] = (made, Analysis(made.program, self.prober))
-                while len(self._captured) > 8:
-                    self._captured.pop(next(iter(self._captured)))
+                self.captures += 1
+                found = (made, Analysis(made.program, self.prober))
+                if self.captures > SHAPES_KEPT:
+                    warnings.warn(
+                        f"This is capture {self.captures}, for {describe_leaves(batch)}; it took "
+                        f"{made.seconds:.1f} s, and the programs of {SHAPES_KEPT} shapes are kept. "
+                        "Pad batches to a few shapes, or bucket them by length.",
+                        stacklevel=2,
+                    )
+            self._captured[key] = found
+            while len(self._captured) > SHAPES_KEPT:
+                self._captured.pop(next(iter(self._captured)))
             return found
 
     def materialize(self, seed: int, keep: Callable[[str, Tensor], Tensor]) -> Mapping[str, Tensor]:
@@ -337,15 +351,22 @@ def parallelize(
 
     def compile_for(batch: Any) -> Compiled:
         captured, analysis = model.captured(batch)
-        assignment = assign(
-            analysis, mesh, resolved.decisions, resolved.parameters,
-            resolved.clip_norm is not None,
-        )  # fmt: skip
+        try:
+            check_plan(resolved, captured.program)
+            assignment = assign(
+                analysis, mesh, resolved.decisions, resolved.parameters,
+                resolved.clip_norm is not None,
+            )  # fmt: skip
+            lowered = lower(analysis, assignment, coordinate)
+        except MeshwrightError as error:
+            raise PlanError(
+                f"The plan does not hold for a microbatch of {describe_leaves(batch)}: "
+                f"{error.message}",
+                f"{error.remedy} Or pad batches to the planned shapes, or plan with an example "
+                "batch of this shape.".strip(),
+            ) from error
         return Compiled(
-            lower(analysis, assignment, coordinate),
-            captured.constants,
-            tokens_of(captured.program),
-            captured.opaque,
+            lowered, captured.constants, tokens_of(captured.program), captured.opaque
         )
 
     return Job(

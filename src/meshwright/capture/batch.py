@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -47,7 +47,19 @@ class BatchSpec:
         return found
 
 
+def register_dataclasses(batch: Any) -> None:
+    """Let PyTorch look into the dataclasses that a batch holds, as it does into named tuples."""
+    while True:
+        leaves, _ = flatten_with_paths(batch, ROOT)
+        kinds = {type(x) for _, x in leaves if is_dataclass(x) and not isinstance(x, type)}
+        if not kinds:
+            return
+        for kind in kinds:
+            torch.export.register_dataclass(kind)
+
+
 def batch_spec(batch: Any) -> BatchSpec:
+    register_dataclasses(batch)
     leaves, tree = flatten_with_paths(batch, ROOT)
     paths = tuple(path for path, leaf in leaves if isinstance(leaf, Tensor))
     if not paths:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Job:
         self.device = device
         self._flatten = flatten
         self._compile_for = compile_for
-        self._executables: dict[tuple[tuple[int, ...], ...], tuple[Executable, Compiled]] = {}
+        self._executables: dict[Hashable, tuple[Executable, Compiled]] = {}
         self._key = RandomKey(seed, fast=plan.rng == "fast", device=device)
         first, _ = next(microbatches(example, self._size(example), plan.microbatches))
         self.lowered = self._executable(first)[1].lowered
@@ -192,7 +192,7 @@ class Job:
     def _executable(self, batch: Any) -> tuple[Executable, Compiled]:
         """The compiled program for microbatches shaped like this one; eight shapes are kept."""
         leaves = self._flatten(batch)
-        key = tuple(tuple(leaf.shape) for leaf in leaves.values())
+        key = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves.values())
         found = self._executables.get(key)
         if found is None:
             compiled = self._compile_for(batch)
