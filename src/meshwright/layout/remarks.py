@@ -1,6 +1,9 @@
-"""What a reader of a plan has to know of ops that Meshwright does not know by itself."""
+"""What a reader of a plan has to know: ops that Meshwright does not know by itself, and
+what was taken for granted where values decide."""
 
 from __future__ import annotations
+
+from pathlib import PurePath
 
 from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
@@ -33,6 +36,22 @@ def remarks(analysis: Analysis, lowered: LoweredProgram) -> tuple[str, ...]:
     for op in lowered.forward.ops:
         if op.target == OPAQUE:
             lines[_opaque(op, lowered)] = None
+    return (*lines, *_ragged(analysis))
+
+
+def _ragged(analysis: Analysis) -> tuple[str, ...]:
+    """What capture assumed of lengths, and lists of positions that no plan can cut."""
+    lines: dict[str, None] = {}
+    for item in analysis.program.assumptions:
+        where = stem(item.source.module) or "the top module"
+        line = f"{PurePath(item.source.file).name}:{item.source.line}"
+        lines[f"taken for granted: {item.text} ({where}, {line})"] = None
+    for name, why in analysis.lists.uncut().items():
+        op = next(op for op in analysis.lists.ops[name] if name in op.results)
+        where = stem(op.source.module) or "the top module"
+        lines[
+            f"positions that a mask selects stay whole on every device: {stem(why)} ({where})"
+        ] = None
     return tuple(lines)
 
 
