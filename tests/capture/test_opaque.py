@@ -26,6 +26,7 @@ from capture.opaque_models import (
 from meshwright.api import Model as Captured
 from meshwright.api import plan, verify
 from meshwright.as_is import OpaqueCall
+from meshwright.capture import trial
 from meshwright.capture.trace import capture
 from meshwright.errors import CaptureError, RunError, UsageError
 from meshwright.program.verifier import verify_program
@@ -218,6 +219,20 @@ def test_work_and_memory_of_the_module_are_counted(routed: Captured) -> None:
     kept = program.values[op.results[0]]  # type: ignore[index]
     assert kept.shape[0] == 8
     assert kept.nbytes > tokens * WIDTH * 4
+
+
+def test_a_batch_of_another_length_needs_no_other_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = task(Router)
+    model = Captured(given)
+    first = model.captured(batch(8))[0]
+    monkeypatch.setattr(trial, "_alone", lambda run: pytest.fail("tried again"))
+    second = model.captured(batch(16))[0]
+    ops = [
+        next(op for op in made.program.ops if op.target == "mesh.opaque.default")
+        for made in (first, second)
+    ]
+    assert ops[1].args[5] == 2 * ops[0].args[5]  # type: ignore[operator]
+    assert second.opaque["part"].shapes == ((16, 5, WIDTH),)
 
 
 def test_random_draws_are_named() -> None:

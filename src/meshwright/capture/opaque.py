@@ -8,8 +8,9 @@ what it returns. The op's gradient is `mesh.opaque_backward`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from meshwright.errors import CaptureError
 from meshwright.torch_private import FakeTensor, flatten, from_functional
 
 _TABLES = ("_parameters", "_buffers", "_modules")
+# What trials found, by the model that they are of.
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[int, Trial]]] = WeakKeyDictionary()
 _DRAWS = {False: "", True: "random"}
 
 
@@ -95,7 +98,8 @@ class Opaques:
                 path, skeleton, tuple(state), (), arguments, tree, (), tree, tracked, (), (),
                 mark.batch, autocast,
             )  # fmt: skip
-            trial = tried(call, mark, inputs, lambda: self._values(path, module))
+            known = _KNOWN.setdefault(self._blueprint.module, {})
+            trial = tried(call, mark, inputs, lambda: self._values(path, module), known)
             name = self._name(path, trial)
             outputs = _Call.apply(self, name, *state.values(), *inputs)  # type: ignore[no-untyped-call]
             return self._returned(name, module, outputs)
@@ -104,10 +108,11 @@ class Opaques:
 
     def _name(self, path: str, trial: Trial) -> str:
         """Calls are told apart by number where a module is called more than once."""
-        path = path or "model"
-        name = path
+        name = path or "model"
+        number = 1
         while name in self.calls:
-            name = f"{path}#{int(name.rpartition('#')[2]) + 1 if '#' in name else 1}"
+            name = f"{path or 'model'}#{number}"
+            number += 1
         self.calls[name] = trial.call
         self._trials[name] = trial
         return name

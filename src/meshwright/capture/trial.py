@@ -8,7 +8,7 @@ parameters: shapes and what depends on what are wanted, not numbers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any, TypeVar
@@ -69,12 +69,18 @@ class _Outcome:
 
 
 def tried(
-    call: OpaqueCall, mark: Mark, given: Sequence[Tensor], values: Callable[[], dict[str, Tensor]]
+    call: OpaqueCall,
+    mark: Mark,
+    given: Sequence[Tensor],
+    values: Callable[[], dict[str, Tensor]],
+    known: dict[Hashable, tuple[int, Trial]],
 ) -> Trial:
     """Fill in what a call returns. `given` are its inputs without values.
 
-    values: makes real values for the state. Raises CaptureError, with what to
-    do, when the module can't be run or mixes examples that it should not.
+    values: makes real values for the state. known: trials of this model, with
+    the batch that each was scaled to; a batch of another length needs no other.
+    Raises CaptureError, with what to do, when the module can't be run or mixes
+    examples that it should not.
     """
     inputs = [(tuple(int(n) for n in x.shape), x.dtype) for x in given]
     sizes = [shape[0] for shape, _ in inputs if shape]
@@ -82,16 +88,33 @@ def tried(
     cut = tuple(CUT if shape and shape[0] == batch else WHOLE for shape, _ in inputs)
     if mark.outputs is not None:
         return _told(call, mark, inputs, batch, cut)
-    count = sum(_numel(shape) for shape, _ in inputs)
+    count = sum(
+        _numel(shape) * (min(EXAMPLES, batch) / batch if kind == CUT else 1)
+        for (shape, _), kind in zip(inputs, cut, strict=True)
+    )
     count += sum(x.numel() for x in call.skeleton.parameters())
-    if count > _MOST_ELEMENTS * (batch or 1) // EXAMPLES or count > _MOST_ELEMENTS * 8:
+    if count > _MOST_ELEMENTS:
         raise CaptureError(
-            f"The opaque module {call.path} is too large to be run while planning: {count:,} "
+            f"The opaque module {call.path} is too large to be run while planning: {count:,.0f} "
             "elements in its parameters and inputs.",
             _GIVE_OUTPUTS,
         )
+    key = (
+        call.path, call.state, call.arguments, repr(call.arguments_tree), call.tracked, call.batch,
+        call.autocast, min(batch, EXAMPLES), call.skeleton.training,
+        *((shape[1:] if kind == CUT else shape, dtype, kind)
+          for (shape, dtype), kind in zip(inputs, cut, strict=True)),
+    )  # fmt: skip
+    if all(isinstance(item, (Leaf, bool, int, float, str, type(None))) for item in call.arguments):
+        found = known.get(key)
+    else:  # an object that may be another one next time
+        found, known = None, {}
+    if found is not None:
+        return _scaled(found[1], call, found[0], batch)
     try:
-        return _alone(lambda: _first_that_holds(_Try(call, inputs, batch, values()), cut))
+        made = _alone(lambda: _first_that_holds(_Try(call, inputs, batch, values()), cut))
+        known[key] = batch, made
+        return made
     except CaptureError:
         raise
     except Exception as error:
@@ -101,6 +124,19 @@ def tried(
             f"drawn inputs to learn what it returns: {text}",
             _GIVE_OUTPUTS,
         ) from error
+
+
+def _scaled(trial: Trial, call: OpaqueCall, before: int, batch: int) -> Trial:
+    """A trial that was scaled to a batch of `before` examples, for one of `batch`."""
+    shapes = tuple(
+        (batch, *shape[1:]) if kind == CUT else shape
+        for shape, kind in zip(trial.call.shapes, trial.outputs, strict=True)
+    )
+    scale = batch / before if before else 1.0
+    return replace(
+        trial, flops=trial.flops * scale, moved=trial.moved * scale,
+        call=replace(trial.call, skeleton=call.skeleton, shapes=shapes),
+    )  # fmt: skip
 
 
 def _told(
