@@ -44,13 +44,20 @@ def wanted(recorded: Recorded, cut: FactorCut) -> Mapping[str, Split]:
     return found
 
 
-def run_cut(recorded: Recorded, mesh: Mesh, cuts: Mapping[str, FactorCut]) -> list[Tensor | None]:
+def run_cut(
+    recorded: Recorded,
+    mesh: Mesh,
+    cuts: Mapping[str, FactorCut],
+    ring: frozenset[str] = frozenset(),
+) -> list[Tensor | None]:
     """Each result as every rank has it whole, when each axis cuts the op as `cuts` say.
+
+    ring: axes over which attention passes keys and values on.
 
     Raises AssertionError when ranks differ, or an axis is not cut as asked.
     """
     splits = {axis: wanted(recorded, cuts[axis]) if axis in cuts else {} for axis in mesh.names}
-    assignment = Assignment(mesh, splits, {})
+    assignment = Assignment(mesh, splits, {}, ring=ring)
     names = tuple(recorded.op.operands())
     layouts = [assignment.layout_of(name) for name in names]
     chosen = choose(recorded.op, recorded.rule, assignment, names, layouts, recorded.values)

@@ -536,4 +536,4 @@ def all_cases() -> Iterator[Case]:
 
 
 # Families with files of their own, which need what is above.
-from rules import cases_numbers, cases_shapes, cases_spatial  # noqa: E402, F401
+from rules import cases_attention, cases_numbers, cases_shapes, cases_spatial  # noqa: E402, F401

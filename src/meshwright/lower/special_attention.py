@@ -7,7 +7,7 @@ each query may see follows from positions: see `meshwright.runtime.local_attenti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshwright.layout.cuts import ordered
 from meshwright.layout.types import Layout, Split, cuts
@@ -50,9 +50,7 @@ class _Attention:
     def held(self, steps: int = 0) -> Numbers:
         """Cuts of the sequence here, or of the part that comes here after `steps` shifts."""
         b, shards = self.site.b, self.site.layout(self.query).shards
-        layout = Layout(
-            tuple((a, Split(0, s.outer, s.extent)) for a, s in shards if a in self.axes)
-        )
+        layout = Layout(tuple((a, replace(s, dim=0)) for a, s in shards if a in self.axes))
         size = self.site.shape(self.query)[2]
         return tuple(
             (split.outer, split.extent, parts, (index - steps) % parts)
@@ -151,9 +149,10 @@ def _ring(one: _Attention, axis: str) -> tuple[str | None, ...]:
     # Outputs are joined in the precision of the logarithms.
     wanted = _Made(out.shape, lse.dtype, out.layout), lse
     joined: tuple[Ref, ...] = ()
-    for step in range(site.b.mesh.extent(axis)):
+    parts = site.b.mesh.extent(axis)
+    for step in range(parts):
         packed = _shifted(site, packed, axis) if step else packed
-        options = one.options(mine=one.held(), theirs=one.held(step))
+        options = one.options(mine=one.held(), theirs=one.held(step), last=step == parts - 1)
         arguments = (one.query, packed, one.mask, *joined)
         joined = _emit(site, "mesh.attention_step", arguments, options, wanted)
     return _rounded(site, joined[0], out).name, joined[1].name
@@ -194,7 +193,7 @@ def _packed(one: _Attention, axis: str) -> Ref:
     batch, heads, _, width = site.shape(one.key)
     shape = (batch, heads, longest * parts, width + site.shape(one.value)[3])
     shards = tuple(
-        (a, Split(2, 1, longest * parts) if a == axis else split) for a, split in layout.shards
+        (a, Split(2, 1, longest * parts, s.shift) if a == axis else s) for a, s in layout.shards
     )
     return site.emit("mesh.ring_pack", (one.key, one.value, longest), shape, Layout(shards))
 

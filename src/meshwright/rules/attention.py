@@ -11,7 +11,8 @@ def _letters(call: Call, query: Shape, key: Shape, masks: tuple[Shape, ...]) -> 
     """Letters of keys' positions, and of a mask [B, H, S, T] or its last dims.
 
     Where there are as many keys as queries, both are cut alike and a lowering
-    brings every query the keys it sees. A mask's columns stay whole.
+    brings every query the keys it sees; elsewhere keys stay whole, and queries too
+    where a causal mask counts them. A mask's columns stay whole.
     """
     if query[1] != key[1]:
         raise ValueError("grouped-query attention reaches this op with repeated heads")
@@ -26,13 +27,13 @@ def flash_for_cpu(call: Call) -> OpRule:
     """(query, key, value, dropout, is_causal, *, attn_mask, scale) -> (output, logsumexp)."""
     query, key = call.shapes[:2]
     t, mask = _letters(call, query, key, call.shapes[3:])
-    special = {"s": "attention"} if t == "s" or call.arg(4, "is_causal", False) else {}
+    fixed = "dte" + ("s" if t == "t" and call.arg(4, "is_causal", False) else "")
     return einsum(
         f"bhsd,bh{t}d,bh{t}e{mask}->bhse,bhs",
         call.shapes,
         call.results,
-        fixed="dte",
-        special=special,
+        fixed=fixed,
+        special={"s": "attention"} if t == "s" else None,
     )
 
 
@@ -41,11 +42,11 @@ def flash_for_cpu_backward(call: Call) -> OpRule:
     """(grad, query, key, value, output, logsumexp, dropout, is_causal, *, attn_mask, scale)."""
     query, key = call.shapes[1:3]
     t, mask = _letters(call, query, key, call.shapes[6:])
-    special = {"s": "attention_backward"} if t == "s" or call.arg(7, "is_causal", False) else {}
+    fixed = "dte" + ("s" if t == "t" and call.arg(7, "is_causal", False) else "")
     return einsum(
         f"bhse,bhsd,bh{t}d,bh{t}e,bhse,bhs{mask}->bhsd,bh{t}d,bh{t}e",
         call.shapes,
         call.results,
-        fixed="dte",
-        special=special,
+        fixed=fixed,
+        special={"s": "attention_backward"} if t == "s" else None,
     )

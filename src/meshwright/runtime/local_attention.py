@@ -117,22 +117,25 @@ def attention_step(
     theirs: Sequence[Sequence[int]],
     scale: float | None,
     is_causal: bool,
+    last: bool,
 ) -> tuple[Tensor, Tensor]:
     """One block of a ring joined to what earlier ones gave (in the precision of `lse`).
 
     mask: rows of the queries held here, all columns (or one that stands for all).
+    last: whether no block follows; rows that have seen no key then get the logarithm
+    0, as PyTorch gives them.
     """
     width = query.shape[-1]
     key, value = packed[..., :width], packed[..., width:]
     block = _block(size, _frozen(mine), _frozen(theirs), is_causal)
     if out is None or lse is None:
         out, lse = _nothing(query, value)
-    if block is None:
-        return out, lse
-    theirs_at = positions(size, _frozen(theirs))
-    key, value = key[:, :, : theirs_at.numel()], value[:, :, : theirs_at.numel()]
-    here = _columns(mask, theirs_at)
-    return _joined(out, lse, *_forward(query, key, value, block, here, scale))
+    if block is not None:
+        theirs_at = positions(size, _frozen(theirs))
+        key, value = key[:, :, : theirs_at.numel()], value[:, :, : theirs_at.numel()]
+        here = _columns(mask, theirs_at)
+        out, lse = _joined(out, lse, *_forward(query, key, value, block, here, scale))
+    return out, lse.masked_fill(lse == -torch.inf, 0) if last else lse
 
 
 def attention_step_backward(
@@ -325,8 +328,6 @@ def _backward(
 
 def _with_seen(mask: Tensor | None, block: Block, query: Tensor) -> Tensor | None:
     """The given mask and the block's own as one that is added to the scores."""
-    if mask is not None and mask.dtype is torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
     seen = block.mask
     if block.kind == "diagonal":
         count = query.shape[2]
