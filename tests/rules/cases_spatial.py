@@ -208,6 +208,8 @@ case("constant_pad_nd.default", t(2, 3, 7), [2, 0], note="spatial 1d")
 
 case("slice.Tensor", t(2, 3, 9, 4), 2, 1, 8, note="spatial crop")
 case("slice.Tensor", t(2, 3, 9, 4), 2, 1, 9223372036854775807, 2, note="spatial every other")
+case("slice.Tensor", t(2, 3, 9), 2, 0, 8, note="spatial signal")
+case("slice_backward.default", t(2, 3, 8), [2, 3, 9], 2, 0, 8, 1, note="spatial signal")
 case("slice_backward.default", t(2, 3, 7, 4), [2, 3, 9, 4], 2, 1, 8, 1, note="spatial crop")
 case("slice_backward.default", t(2, 3, 4, 4), [2, 3, 9, 4], 2, 1, 9, 2, note="spatial every other")
 
