@@ -193,7 +193,7 @@ def diffusion_unet_task(
     dropout: float | None = None,
     global_batch: int | None = None,
 ) -> Task:
-    """Denoising of images; `size=full` is a latent diffusion model with 640 million parameters."""
+    """Denoising of images; `size=full` is a latent diffusion model with 664 million parameters."""
     config = config_of(
         SIZES, size, width=width, multiples=multiples, blocks=blocks,
         attention_from=attention_from, heads=heads, groups=groups, image_size=image_size,

@@ -130,7 +130,7 @@ def dlrm_task(
     lookup: str | None = None,
     global_batch: int | None = None,
 ) -> Task:
-    """Click prediction; `size=full` has 26 tables of up to 40 million rows, 101 GB in all."""
+    """Click prediction; `size=full` has 26 tables of up to 40 million rows, 108 GB in all."""
     config = config_of(
         SIZES, size, tables=tables, rows=rows, width=width, dense=dense, hots=hots,
         bottom=bottom, top=top, lookup=lookup, global_batch=global_batch,

@@ -115,17 +115,18 @@ class Expert(nn.Module):
 
 
 def route(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights and experts [..., top_k] of each token, and the loss that keeps experts even.
+    """From logits [..., experts]: where each token goes, and the loss that keeps experts even.
 
-    logits [..., experts].
+    Weights [..., top_k], and the chosen experts as ones among zeros [..., top_k, experts].
     """
     likely = logits.softmax(dim=-1)
     weights, chosen = likely.topk(top_k, dim=-1)
     weights = weights / weights.sum(dim=-1, keepdim=True)
     experts = logits.size(-1)
-    share = F.one_hot(chosen, experts).to(likely.dtype).flatten(0, -2).mean(dim=0)
+    one_hot = F.one_hot(chosen, experts)
+    share = one_hot.to(likely.dtype).flatten(0, -2).mean(dim=0)
     balance = experts * (share * likely.flatten(0, -2).mean(dim=0)).sum()
-    return weights, chosen, balance
+    return weights, one_hot, balance
 
 
 class LoopMoE(nn.Module):
@@ -141,9 +142,9 @@ class LoopMoE(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         tokens = x.view(-1, x.size(-1))
-        weights, chosen, balance = route(self.gate(tokens), self.top_k)
+        weights, one_hot, balance = route(self.gate(tokens), self.top_k)
         out = torch.zeros_like(tokens)
-        mask = F.one_hot(chosen, len(self.experts)).permute(2, 1, 0)  # [experts, top_k, tokens]
+        mask = one_hot.permute(2, 1, 0)  # [experts, top_k, tokens]
         for index, expert in enumerate(self.experts):
             rank, token = torch.where(mask[index])
             out.index_add_(0, token, expert(tokens[token]) * weights[token, rank, None])
@@ -172,16 +173,15 @@ class BatchedMoE(nn.Module):
         config = self.config
         even = x.size(1) * config.top_k / config.experts
         capacity = math.ceil(config.capacity * even)
-        weights, chosen, balance = route(self.gate(x), config.top_k)
+        weights, one_hot, balance = route(self.gate(x), config.top_k)
 
         # The place of each choice in its expert: first choices before second ones.
-        one_hot = F.one_hot(chosen, config.experts).transpose(1, 2).flatten(1, 2)  # [B, kS, E]
-        place = (one_hot.cumsum(dim=1) - 1).mul(one_hot).sum(dim=-1)
+        choices = one_hot.transpose(1, 2).flatten(1, 2)  # [B, kS, E]
+        place = (choices.cumsum(dim=1) - 1).mul(choices).sum(dim=-1)
         place = place.view(x.size(0), config.top_k, x.size(1)).transpose(1, 2)  # [B, S, k]
         fits = (place < capacity).to(x.dtype)
         slots = F.one_hot(place.clamp(max=capacity - 1), capacity).to(x.dtype)  # [B, S, k, C]
-        experts = F.one_hot(chosen, config.experts).to(x.dtype)  # [B, S, k, E]
-        shares = experts * (weights * fits).unsqueeze(-1)
+        shares = one_hot * (weights * fits).unsqueeze(-1)  # [B, S, k, E]
         combine = torch.einsum("bske,bskc->bsec", shares, slots)
         dispatch = (combine > 0).to(x.dtype)
 
