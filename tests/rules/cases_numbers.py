@@ -21,6 +21,7 @@ for name in words("""special_bessel_y0 special_bessel_y1 special_modified_bessel
 case("threshold.default", t(6, 5), 0.1, 2.0)
 case("polygamma.default", 1, t(6, 5, of=positive))
 case("mvlgamma.default", lambda: positive(6, 5) + 2, 2)
+case("to.dtype", t(6, 5), torch.float64)
 case("round.decimals", t(6, 5), decimals=1)
 case("fill.Scalar", t(6, 5), 2.0)
 case("fill.Tensor", t(6, 5), lambda: torch.tensor(2.0))
@@ -104,6 +105,8 @@ for name in words("cummax cummin"):
 
 # Order statistics.
 case("sort.stable", t(6, 5), stable=True, dim=0)
+case("argsort.default", t(6, 5), 0)
+case("argsort.stable", t(6, 5), stable=True, dim=1)
 case("kthvalue.default", t(6, 5), 2, 0)
 case("kthvalue.default", t(6, 5), 2, 1, True, note="keepdim")
 for name in words("median nanmedian"):
@@ -133,6 +136,18 @@ def _cdist_backward() -> tuple[Any, ...]:
 
 
 computed("_cdist_backward.default", _cdist_backward)
+
+
+case("_pdist_forward.default", t(6, 4), 2.0)
+
+
+def _pdist_backward() -> tuple[Any, ...]:
+    x = normal(6, 4)
+    made = aten._pdist_forward(x, 2.0)
+    return torch.randn_like(made), x, 2.0, made
+
+
+computed("_pdist_backward.default", _pdist_backward)
 
 
 # Losses.

@@ -75,6 +75,31 @@ for rank in (2, 3):
         lambda rank=rank: _grid_backward(rank, [True, True]),
     )
 
+
+def _unpool(rank: int) -> tuple[Any, ...]:
+    sizes = (6, 4, 4)[:rank]
+    op = getattr(aten, f"max_pool{rank}d_with_indices")
+    out, indices = op(normal(4, 6, *sizes), [2] * rank, [2] * rank)
+    return (out, indices, sizes) if rank == 2 else (out, indices, sizes, [2] * rank, [0] * rank)
+
+
+def _fractional(rank: int) -> tuple[Any, ...]:
+    return normal(4, 6, *(7, 6, 5)[:rank]), [2] * rank, [3] * rank, torch.rand(4, 6, rank)
+
+
+def _fractional_backward(rank: int) -> tuple[Any, ...]:
+    x, window, sizes, samples = _fractional(rank)
+    op = getattr(aten, f"fractional_max_pool{rank}d")
+    out, indices = op(x, window, sizes, samples)
+    return torch.randn_like(out), x, window, sizes, indices
+
+
+for rank in (2, 3):
+    computed(f"max_unpool{rank}d.default", lambda rank=rank: _unpool(rank))
+    name = f"fractional_max_pool{rank}d"
+    computed(f"{name}.default", lambda rank=rank: _fractional(rank))
+    computed(f"{name}_backward.default", lambda rank=rank: _fractional_backward(rank))
+
 # Fourier transforms.
 case("_fft_r2c.default", t(4, 6, 5), [1], 0, True)
 case("_fft_r2c.default", t(4, 6, 5), [0, 2], 1, False, note="two sides")

@@ -72,7 +72,8 @@ _NAMES: dict[Family, str] = {
         norm linalg_vector_norm nansum nanmean median nanmedian mode kthvalue topk sort argsort
          unique_consecutive _unique2 bincount histc count_nonzero logsumexp cumsum cumprod
         cummax cummin logcumsumexp _logcumsumexp trace dist cdist _cdist_forward _cdist_backward
-        _pdist_forward searchsorted bucketize equal item _local_scalar_dense trapezoid
+        _pdist_forward _pdist_backward searchsorted bucketize equal item _local_scalar_dense
+        trapezoid
         nll_loss nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward
         nll_loss_nd cross_entropy_loss value_selecting_reduction_backward
         _linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd
@@ -110,7 +111,8 @@ _NAMES: dict[Family, str] = {
         upsample_trilinear3d_backward _upsample_nearest_exact1d_backward
         _upsample_nearest_exact2d_backward _upsample_nearest_exact3d_backward
         grid_sampler_2d_backward
-        grid_sampler_3d_backward""",
+        grid_sampler_3d_backward fractional_max_pool2d_backward fractional_max_pool3d_backward
+        max_unpool2d max_unpool3d""",
     "pooling": """
         max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d
         avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
@@ -118,7 +120,8 @@ _NAMES: dict[Family, str] = {
         upsample_nearest2d upsample_nearest3d upsample_bilinear2d _upsample_bilinear2d_aa
         _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
         upsample_bicubic2d upsample_linear1d upsample_trilinear3d grid_sampler_2d
-        grid_sampler_3d im2col col2im pixel_shuffle pixel_unshuffle""",
+        fractional_max_pool2d fractional_max_pool3d grid_sampler_3d im2col col2im
+        pixel_shuffle pixel_unshuffle""",
     "factory": """
         zeros ones full empty empty_strided empty_permuted new_zeros new_ones new_full new_empty
         new_empty_strided zeros_like ones_like full_like empty_like arange linspace logspace eye

@@ -114,6 +114,15 @@ def cdist_backward(call: Call) -> OpRule:
     return einsum(f"{batch}pr,{first}p.,{second}r.,{batch}pr->{batch}p.", call.shapes, call.results)
 
 
+@rule("aten._pdist_forward.default", "aten._pdist_backward.default")
+def pdist(call: Call) -> OpRule:
+    """Distances of all pairs of rows: which pairs a device has would depend on all rows."""
+    dots = ["." * len(shape) for shape in call.shapes]
+    target = call.results[0]
+    assert target is not None
+    return einsum(",".join(dots) + "->" + "." * len(target), call.shapes, call.results)
+
+
 @rule("aten._trilinear.default")
 def trilinear(call: Call) -> OpRule:
     """(i1, i2, i3, expand1, expand2, expand3, sumdim, unroll_dim): a product summed over dims.

@@ -126,6 +126,33 @@ def grid_sampler_backward(call: Call) -> OpRule:
     return einsum(f"nc{out},nc{dots},n{out}.->" + ",".join(results), call.shapes, call.results)
 
 
+@rule("aten.max_unpool2d.default", "aten.max_unpool3d.default")
+def max_unpool(call: Call) -> OpRule:
+    """(input, indices, output_size, …): positions count within one picture; all before it pass."""
+    rank = 2 if "2d" in call.op.target else 3
+    lead = len(call.shapes[0]) - rank
+    names = letters(lead) + "." * rank
+    return einsum(f"{names},{names}->{names}", call.shapes, call.results)
+
+
+@rule("aten.fractional_max_pool2d.default", "aten.fractional_max_pool3d.default")
+def fractional_max_pool(call: Call) -> OpRule:
+    """(input, kernel, output_size, samples [N, C, rank]) -> (output, indices)."""
+    rank = 2 if "2d" in call.op.target else 3
+    names = ("nc" if len(call.shapes[0]) == rank + 2 else "c") + "." * rank
+    samples = "nc." if call.shapes[1][0] == call.shapes[0][0] and names[0] == "n" else ".c."
+    return einsum(f"{names},{samples}->{names},{names}", call.shapes, call.results)
+
+
+@rule("aten.fractional_max_pool2d_backward.default",
+      "aten.fractional_max_pool3d_backward.default")  # fmt: skip
+def fractional_max_pool_backward(call: Call) -> OpRule:
+    """(grad, input, kernel, output_size, indices)."""
+    rank = 2 if "2d" in call.op.target else 3
+    names = ("nc" if len(call.shapes[1]) == rank + 2 else "c") + "." * rank
+    return einsum(f"{names},{names},{names}->{names}", call.shapes, call.results)
+
+
 @rule("aten.affine_grid_generator.default")
 def affine_grid(call: Call) -> OpRule:
     """(theta [N, r, r + 1], size, align_corners) -> [N, …, r]; the grid itself stays whole."""

@@ -68,6 +68,7 @@ def _names(text: str, overload: str) -> tuple[str, ...]:
     "aten.copy.default",
     "aten.fill.Tensor",
     "aten.round.decimals",
+    "aten.to.dtype",
     "aten.isin.Tensor_Scalar",
     "aten.xlogy.Scalar_Other",
     "aten.xlogy.Scalar_Self",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from meshwright.rules.build import einsum, letters, normalise_dim
 from meshwright.rules.registry import Call, rule
 from meshwright.rules.types import OpRule
@@ -10,13 +12,14 @@ from meshwright.rules.types import OpRule
 def _ordered(call: Call, position: int, keepdim: bool | None) -> OpRule:
     """keepdim: whether the dim stays with size 1; None when it keeps a size of its own."""
     rank = len(call.shapes[0])
+    both = (call.results * 2)[:2]
     if not rank:
-        return einsum("->,", call.shapes, call.results)
+        return einsum("->,", call.shapes, both)
     dim = normalise_dim(call.integer(position, "dim", -1), rank)
     names = letters(rank)
     source = names[:dim] + "." + names[dim + 1 :]
     result = source if keepdim is not False else names[:dim] + names[dim + 1 :]
-    return einsum(f"{source}->{result},{result}", call.shapes, call.results)
+    return einsum(f"{source}->{result},{result}", call.shapes, both)
 
 
 @rule("aten.sort.default")
@@ -29,6 +32,13 @@ def sort(call: Call) -> OpRule:
 def sort_stable(call: Call) -> OpRule:
     """(input, *, stable, dim, descending) -> values, indices."""
     return _ordered(call, 1, None)
+
+
+@rule("aten.argsort.default", "aten.argsort.stable")
+def argsort(call: Call) -> OpRule:
+    """(input, dim, descending) -> indices."""
+    made = _ordered(call, 1, None)
+    return replace(made, results=made.results[:1])
 
 
 @rule("aten.topk.default")
