@@ -90,6 +90,26 @@ def big_only(x: Tensor) -> Tensor:
     return x * 2
 
 
+def beyond(x: Tensor) -> Tensor:
+    return x * (1 + (x.sum() > 1e6).to(x.dtype))
+
+
+def convolved(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv1d(x, weight, padding=1)
+
+
+def scattered(x: Tensor, index: Tensor, rows: int) -> Tensor:
+    return x.new_zeros(rows, x.shape[1]).index_add(0, index, x)
+
+
+def some(x: Tensor) -> Tensor:
+    return (x > 1.5).any(-1)
+
+
+def gram(x: Tensor) -> Tensor:
+    return x @ x.t()
+
+
 def broken(x: Tensor) -> Tensor:
     raise RuntimeError("no kernel for these sizes")
 
@@ -97,7 +117,7 @@ def broken(x: Tensor) -> Tensor:
 for _name in (
     "scale", "norm", "product", "peak", "square", "heads", "flat", "table", "shaped", "widened",
     "gated", "clipped", "sorted_rows", "tangled", "several", "attention", "moved", "big_only",
-    "broken",
+    "broken", "beyond", "convolved", "scattered", "some", "gram",
 ):  # fmt: skip
     _op(_name, globals()[_name])
 

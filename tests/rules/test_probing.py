@@ -76,6 +76,14 @@ def rand(*shape: int) -> Tensor:
         ("moved", (rand(8, 8),), "[a,b] -> [b,a]"),
         ("moved", (rand(8, 1, 4),), "[a,.,b] -> [.,a,b]"),
         ("big_only", (rand(8, 256),), "[a,.] -> [a,.]"),
+        ("convolved", (rand(4, 6, 20), rand(8, 6, 3)), "[a,b,.],[c,b,.] -> [a,c,.] (sum over b)"),
+        (
+            "scattered",
+            (rand(40, 8), torch.randint(12, (40,)), 12),
+            "[a,b],[a] -> [.,b] (sum over a)",
+        ),
+        ("some", (rand(8, 16),), "[a,.] -> [a]"),
+        ("gram", (rand(8, 8),), "[.,a] -> [.,.] (sum over a)"),
     ],
 )
 def test_what_an_op_can_be_cut_along_is_found(name: str, args: tuple[Any, ...], found: str) -> None:
@@ -94,6 +102,7 @@ def test_what_an_op_can_be_cut_along_is_found(name: str, args: tuple[Any, ...], 
     [
         ("tangled", (rand(8, 16),)),  # every element depends on all
         ("clipped", (rand(8, 16),)),  # elementwise as long as the norm is small
+        ("beyond", (rand(8, 16),)),  # elementwise as long as the sum is small
     ],
 )
 def test_what_can_be_cut_nowhere_is_said_to_run_whole(name: str, args: tuple[Any, ...]) -> None:

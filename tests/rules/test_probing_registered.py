@@ -89,6 +89,7 @@ def test_a_rule_that_is_right_is_taken(
         ("scale", (rand(8, 16, 32), rand(32)), "b s h, h -> b s h", {"linear": "joint"}, "linear"),
         ("clipped", (rand(8, 16),), "a b -> a b", {}, "'a' is cut in 2"),
         ("broken", (rand(8, 16),), "a b -> a b", {}, "could not be checked"),
+        ("some", (rand(8, 16),), "a b -> a", {"combine": {"b": "max"}}, "true and false"),
         ("scale", (rand(8, 16, 32), rand(32)), "b s h, s -> b s h", {}, "could not be checked"),
     ],
 )  # fmt: skip

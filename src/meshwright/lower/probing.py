@@ -223,7 +223,10 @@ def _ways(
     if all(term.shape == whole.shape for term in terms):
         if all(close(term, whole) for term in terms):
             found.add(("same", 0, 0))
-        found |= {(reduce, 0, 0) for reduce in REDUCTIONS if close(reduced(terms, reduce), whole)}
+        if whole.dtype != torch.bool:  # no collective combines these
+            found |= {
+                (reduce, 0, 0) for reduce in REDUCTIONS if close(reduced(terms, reduce), whole)
+            }
         return found
     for dim, held in enumerate(whole.shape):
         if held % size or any(term.dim() != whole.dim() for term in terms):
@@ -391,6 +394,8 @@ def _problem(
                 return f"{shown} is not cut along with it"
         elif rule.reduces(position, cut.factor):
             how = rule.factors[cut.factor].combine or "sum"
+            if whole.dtype == torch.bool:
+                return f"{shown} would be combined, which values of true and false can't be"
             if any(term.shape != whole.shape for term in found) or not close(
                 reduced(found, how), whole
             ):
