@@ -216,8 +216,28 @@ def test_batch_norms_have_a_base() -> None:
         assert issubclass(kind, private.BatchNormBase)
 
 
+def test_lengths_go_through_shapes_views_and_gradients() -> None:
+    environment = private.LengthsEnvironment()
+    with private.FakeTensorMode() as mode:
+        weight = torch.randn(6, 4, requires_grad=True)
+        private.give_lengths(mode, environment)
+        size, symbol, hint = private.new_length(environment, "length", 13)
+        positions = torch.empty((size,), dtype=torch.int64)
+        rows = weight[positions]
+        flat = (rows @ torch.randn(4, 5)).reshape(-1)
+        (gradient,) = torch.autograd.grad(flat.mean(), weight)
+    private.give_lengths(mode, None)
+    assert gradient.shape == (6, 4)
+    expression, symbols = private.length_terms(flat.shape[0])  # type: ignore[arg-type]
+    assert symbols == (symbol,)
+    assert expression == 5 * symbol
+    assert hint == 13
+
+
 def test_distributions_look_at_no_values() -> None:
     wrong = torch.tensor(-1.0)
+    # Importing PyTorch's compiler turns the checks off for the whole process.
+    torch.distributions.Distribution.set_default_validate_args(True)
     with private.unchecked_distributions():
         torch.distributions.Normal(0.0, wrong)
     with pytest.raises(ValueError, match="scale"):
