@@ -90,10 +90,6 @@ def big_only(x: Tensor) -> Tensor:
     return x * 2
 
 
-def beyond(x: Tensor) -> Tensor:
-    return x * (1 + (x.sum() > 1e6).to(x.dtype))
-
-
 def convolved(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv1d(x, weight, padding=1)
 
@@ -117,7 +113,7 @@ def broken(x: Tensor) -> Tensor:
 for _name in (
     "scale", "norm", "product", "peak", "square", "heads", "flat", "table", "shaped", "widened",
     "gated", "clipped", "sorted_rows", "tangled", "several", "attention", "moved", "big_only",
-    "broken", "beyond", "convolved", "scattered", "some", "gram",
+    "broken", "convolved", "scattered", "some", "gram",
 ):  # fmt: skip
     _op(_name, globals()[_name])
 
