@@ -82,7 +82,8 @@ def _next(now: Layout, target: Layout) -> Step | None:
 
 def _axes(layout: Layout, split: Split) -> list[str]:
     """Axes that cut the very part that `split` does, outermost cut first."""
-    return [axis for axis, other in layout.shards if other == split]
+    part = (split.dim, split.outer, split.extent)
+    return [a for a, other in layout.shards if (other.dim, other.outer, other.extent) == part]
 
 
 def _stays(now: Layout, target: Layout, axis: str) -> bool:
