@@ -56,5 +56,5 @@ class KnownComparisons(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _is_draw(self, item: Any) -> bool:
-        reference, version = self._drawn.get(id(item), (None, 0))
-        return reference is not None and reference() is item and item._version == version
+        known = self._drawn.get(id(item))
+        return known is not None and known[1] == item._version and known[0]() is item

@@ -96,7 +96,8 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _aten._local_scalar_dense.default:
             value = self._known(args[0])
             if value is not None:
-                return value.item()
+                with without_modes():
+                    return value.item()
         _refuse_unreplayable(func, args)
         writes = self._written(func, args, kwargs)
         inputs = self._freeze(args), {key: self._freeze(item) for key, item in kwargs.items()}

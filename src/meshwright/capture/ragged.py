@@ -137,6 +137,9 @@ class Ragged:
             return self._matrix(args[0])
         if func in _INDEXED:
             return _INDEXED[func](self, func, args, kwargs)
+        if func is _aten.masked_scatter_backward.default and self.used:
+            picked = self._masked_select(func, args[:2], {})
+            return self._viewed(picked, args[2])
         if func in _NEW and args[0] in self:
             return self._new(func, args, kwargs)
         if func is _aten.any.default or func is _aten.any.dim or func is _aten.any.dims:
@@ -365,9 +368,12 @@ class Ragged:
         )
         if taken.dim() == 1:
             return taken  # type: ignore[no-any-return]
-        flat: Tensor = _aten.view.default(taken, [taken.numel()])
-        self._recorder.record(_aten.view.default, (taken, [taken.numel()]), {}, flat)
-        return flat
+        return self._viewed(taken, [taken.numel()])
+
+    def _viewed(self, x: Tensor, sizes: Sequence[int | SymInt]) -> Tensor:
+        made: Tensor = _aten.view.default(x, list(sizes))
+        self._recorder.record(_aten.view.default, (x, list(sizes)), {}, made)
+        return made
 
     def _masked_scatter(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -424,7 +430,9 @@ class Ragged:
     def whether(self, tensor: Tensor) -> bool:
         """Whether the truth of a fake may be taken for granted: some position is selected."""
         number = self._recorder.number_of(tensor)
-        return number is not None and number in self._any
+        if number is None or number not in self._any:
+            return False
+        return self._recorder.value_of(tensor) is None  # else it is known, and not granted
 
     def candidates(self, tensor: Tensor) -> list[tuple[int, ...]] | None:
         """All positions that could be in a list, or in the matrix of them; None for others."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from meshwright.capture.bags import embedding_bag
+from meshwright.capture.pooling import POOLING
 from meshwright.errors import CaptureError
 from meshwright.torch_private import BatchNormBase
 
@@ -75,6 +76,7 @@ _FUNCTIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     F.one_hot: _one_hot,
     F.gaussian_nll_loss: _gaussian_nll_loss,
     F.embedding_bag: embedding_bag,
+    **POOLING,
 }
 
 

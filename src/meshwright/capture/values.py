@@ -56,7 +56,7 @@ class KnownValuesOnly(TorchFunctionMode):
                         f"The values of a tensor are read, by {_READS[func]}.", self._remedy
                     )
                 with without_modes():
-                    return func(value.detach().clone(), *args[1:], **kwargs)
+                    return func(from_functional(value.detach().clone()), *args[1:], **kwargs)
         return func(*args, **kwargs)
 
 
