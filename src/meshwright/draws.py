@@ -154,6 +154,8 @@ def _rrelu(
     upper: float = 1 / 3,
     training: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    if not training:
+        return torch.where(x <= 0, x * ((lower + upper) / 2), x), noise.clone()
     slope = draw("rand", x.shape, _float(x)) * (upper - lower) + lower
     made = torch.where(x <= 0, slope, torch.ones_like(x))
     return x * made, made
@@ -176,6 +178,7 @@ _EAGER: Mapping[str, str] = {
     "exponential_": "exponential", "cauchy_": "cauchy", "geometric_": "geometric",
     "random_.to": "random.to", "random_.from": "random.from",
     "rrelu_with_noise": "rrelu_with_noise_functional",
+    "rrelu_with_noise_": "rrelu_with_noise_functional",
 }  # fmt: skip
 
 

@@ -108,6 +108,14 @@ def test_every_op_made_of_draws_is_tested() -> None:
     assert set(_MADE_OF) <= {*CONTINUOUS, *DISCRETE}
 
 
+def test_rrelu_draws_in_training_alone() -> None:
+    x = torch.linspace(-2, 2, 9)
+    assert torch.equal(by_position(lambda: F.rrelu(x, 0.1, 0.3)), F.rrelu(x, 0.1, 0.3))
+    made = by_position(lambda: torch.rrelu_(x.clone(), 0.1, 0.3, True))
+    assert torch.equal(made[4:], x[4:])
+    assert bool(((made / x)[:4] <= 0.3).all() and ((made / x)[:4] >= 0.1).all())
+
+
 def test_a_permutation_holds_each_number_once() -> None:
     made = by_position(lambda: torch.randperm(100))
     assert torch.equal(made.sort().values, torch.arange(100))

@@ -102,12 +102,10 @@ class DrawByPosition(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return drawn.to(dtype)
 
         made = recipe(one, *args, **{k: v for k, v in kwargs.items() if k != "generator"})
-        if func._schema.name.endswith("_"):
-            return args[0].copy_(made)
         if isinstance(made, tuple):  # rrelu, whose second argument is written to
             args[1].copy_(made[1])
-            return made[0]
-        return made
+            made = made[0]
+        return args[0].copy_(made) if func._schema.name.endswith("_") else made
 
 
 class Reference:
