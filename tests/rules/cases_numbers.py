@@ -86,6 +86,8 @@ for name in words("max min"):
     case(f"{name}.dim", n(9, 6, 5), -1, True, note="whole numbers")
 for name in words("argmax argmin"):
     case(f"{name}.default", lambda: _ties(5, 6), 0, True, note="ties")
+for name in words("sum mean prod amax"):
+    case(f"{name}.default", t(), note="one number")
 case("nansum.default", t(6, 5), [0], True)
 case("nansum.default", t(6, 5), note="all dims")
 case("count_nonzero.default", n(2, 6, 5))

@@ -29,7 +29,7 @@ def einsum(
     """
     left, right = text.replace(" ", "").split("->")
     sizes: dict[str, int] = {}
-    named = [*zip(left.split(",") if left else (), operands, strict=True)]
+    named = [*zip(left.split(",") if left or operands else (), operands, strict=True)]
     produced = [*zip(right.split(","), results, strict=True)]
     for letters, shape in (*named, *produced):
         if shape is None or letters == "_":
