@@ -77,9 +77,7 @@ class Looped(nn.Module):
         rows = mask.any(-1)
         picked = torch.masked_select(x, rows[:, None]).view(-1, x.shape[-1])
         made = (w * mask).sum(-1)[rows].unsqueeze(-1) * expert(picked)
-        zeros = torch.zeros_like(out)
-        zeros[rows] = made
-        return out + zeros
+        return out + torch.zeros_like(out).masked_scatter(rows[:, None], made)
 
 
 STYLES = ("where", "skip", "masked", "nonzero", "select")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from equivalence.mixtures import LOSSES, STYLES, looped, mixtral, tagger
 from meshwright.api import Model, parallelize, plan, sgd, verify
 from meshwright.cluster.mesh import Mesh
-from meshwright.errors import StrategyError
+from meshwright.errors import PlanError, StrategyError
+from meshwright.plan.file import load_plan, save_plan
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.lockstep import run_lockstep
 from meshwright.task import Task
@@ -100,6 +103,24 @@ def test_a_plan_tells_what_it_takes_for_granted_and_what_stays_whole() -> None:
                for line in plan(looped("skip"), "local:4", "data=4").remarks)  # fmt: skip
     assert any("stay whole on every device" in line
                for line in plan(tagger("mean"), "local:4", "data=4").remarks)  # fmt: skip
+
+
+def test_an_owner_that_the_axis_does_not_have() -> None:
+    task = looped("where")
+    made = plan(task, "local:4", "expert=4")
+    wrong = tuple(item.model_copy(update={"owner": 4}) for item in made.decisions[:1])
+    with pytest.raises(PlanError, match="own experts.0.up.weight, but the axis has 4"):
+        verify(task, plan=made.model_copy(update={"decisions": wrong}))
+
+
+def test_owners_are_kept_in_a_plan_file(tmp_path: Path) -> None:
+    task = looped("where", bias=0)
+    made = plan(task, "local:4", "data=2,expert=2")
+    save_plan(made, tmp_path / "plan.json")
+    again = load_plan(tmp_path / "plan.json")
+    assert again == made
+    assert {item.owner for item in again.decisions} == {None, 0, 1}
+    assert verify(task, plan=again, steps=1).equal
 
 
 def test_a_model_without_experts_has_no_expert_axis() -> None:

@@ -75,6 +75,12 @@ def assign(
                 f"has {', '.join(mesh.names)}.",
                 "Correct the axis in the plan, or plan again.",
             )
+        if decision.owner is not None and decision.owner >= mesh.extent(decision.axis):
+            raise PlanError(
+                f"The plan has device {decision.owner} of the axis '{decision.axis}' own "
+                f"{decision.value}, but the axis has {mesh.extent(decision.axis)}.",
+                "Devices are counted from 0: correct the owner in the plan, or plan again.",
+            )
         group = analysis.group(*seed)
         members = group.members
         if decision.beside:
