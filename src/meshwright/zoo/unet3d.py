@@ -34,7 +34,7 @@ class UNet3dConfig:
 
 
 SIZES = {
-    "tiny": UNet3dConfig(4, levels=3, volume=16, channels=1, classes=3),
+    "tiny": UNet3dConfig(8, levels=3, volume=16, channels=1, classes=3),
     "small": UNet3dConfig(16, levels=4, volume=32, channels=1, classes=3),
     "full": UNet3dConfig(),
 }
