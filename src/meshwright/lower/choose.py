@@ -58,7 +58,7 @@ def choose(
             continue
         holds = assignment.held.get(axis, {})
         held = holds.get(op.name)
-        if held is None and op.name in holds:
+        if held is None and (op.name in holds or (holds and _sums(rule, axis, layouts))):
             continue
         closed = ties.closed.get(axis, frozenset())
         if held is not None and held.factor not in closed and allowed(rule, held, parts, chosen):
@@ -82,10 +82,29 @@ def choose(
         candidates = {cut: here for cut, here in candidates.items() if cut.factor not in closed}
         if asked and len(candidates) > 1:
             moved = _Moves(op, rule, axis, wanted, operands, layouts, values, parts)
-            chosen[axis] = min(candidates, key=moved)
+            # Beside other decisions a value on its way between ops that those hold stays as it is.
+            chosen[axis] = min(candidates, key=lambda c: (moved(c), -candidates[c] if holds else 0))
         elif candidates:
             chosen[axis] = max(candidates, key=lambda cut: candidates[cut])
     return chosen
+
+
+def _sums(rule: OpRule, axis: str, layouts: Sequence[Layout]) -> bool:
+    """Whether the op is linear in values whose sums are pending: they are reduced after it."""
+    involved = layouts if rule.linear == "joint" else layouts[:1]
+    return (
+        rule.linear != "none"
+        and bool(involved)
+        and all(layout.reduction(axis) == "sum" for layout in involved)
+    )
+
+
+def _alike(one: Split, other: Split | None, parts: int) -> bool:
+    """Whether two splits divide a tensor at the same places."""
+    if other is None or one == other:
+        return one == other
+    even = one.extent % parts == 0 and other.extent % parts == 0
+    return even and (one.dim, one.outer, one.shift) == (other.dim, other.outer, other.shift)
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,7 @@ class _Moves:
             here, needed = layout.split(self.axis), self.rule.to_split(dims, cut)
             if layout.reduction(self.axis):
                 moved += self.values[name].nbytes * (1 if needed else 2)
-            elif here is not None and here != needed:
+            elif here is not None and not _alike(here, needed, self.parts):
                 moved += self.values[name].nbytes / (self.parts if needed else 1)
         for position, result in enumerate(self.op.results):
             made = self.rule.results[position]
@@ -116,7 +135,7 @@ class _Moves:
             asked, given = self.wanted.get(result), self.rule.to_split(made, cut)
             if self.rule.reduces(position, cut.factor):
                 moved += self.values[result].nbytes * (1 if asked else 2)
-            elif asked is not None and given is not None and given != asked:
+            elif asked and given and not _alike(given, asked, self.parts):
                 moved += self.values[result].nbytes / self.parts
         return moved
 

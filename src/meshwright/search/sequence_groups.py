@@ -86,10 +86,21 @@ def _is_sequence(
             used in weights and used in group.members for used in analysis.operands[name]
         ):
             return False
-        attends |= family_of(op.target) == "attention"
-        attends |= op.target in _BATCHED and weights.isdisjoint(analysis.operands[name])
+        attends |= _attends(analysis, op, group.cuts[name].factor, weights)
         looks_up |= op.target in _LOOK_UP
     return any(work[name] for name in group.cuts) and (attends or looks_up)
+
+
+def _attends(analysis: Analysis, op: Op, factor: int, weights: frozenset[str]) -> bool:
+    """Whether the op is attention cut along what looks or is looked at, no batch and no head."""
+    operands = analysis.rules[op.name].operands
+    if family_of(op.target) == "attention":
+        return any(factor in dims[-2] for dims in operands if len(dims) == 4)
+    return (
+        op.target in _BATCHED
+        and weights.isdisjoint(analysis.operands[op.name])
+        and factor not in operands[-1][0]
+    )
 
 
 def _weights(analysis: Analysis) -> frozenset[str]:
