@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from meshwright.zoo.huggingface_config import (
     read_config,
     settable,
 )
-from meshwright.zoo.huggingface_kinds import KINDS, default_sizes, pick
+from meshwright.zoo.huggingface_kinds import KINDS, architecture, default_sizes, pick
 from meshwright.zoo.options import Option, cast_value, unknown_option
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -72,6 +73,9 @@ def huggingface_task(path: str, options: Mapping[str, Option]) -> Task:
     if name == "sequence-classification" and config.pad_token_id is None:
         fields["pad_token_id"] = 0  # decoders look for the last token before the padding
     config = make_config(fields, reference)
+    built = architecture(config, name)
+    fields["architectures"] = [built.__name__]
+    takes = inspect.signature(built.forward).parameters
     sizes = {**default_sizes(kind, config), **given}
     _check_sizes(config, sizes)
     generator = torch.Generator().manual_seed(0)
@@ -79,6 +83,7 @@ def huggingface_task(path: str, options: Mapping[str, Option]) -> Task:
     batch = {
         key: item.to(dtype) if item.is_floating_point() else item
         for key, item in kind.batch(config, sizes, generator).items()
+        if key in takes  # some know no padding
     }
     return Task(
         model=partial(_build, fields, kind.auto, own, reference),

@@ -1,7 +1,7 @@
 """From what a user writes for MODEL to a Task.
 
 zoo:NAME                  a model of this package
-hf:PATH_TO_CONFIG_JSON    a causal language model of Hugging Face, from its config alone
+hf:PATH_TO_CONFIG_JSON    a model of Hugging Face, from its config alone
 path/file.py:factory      a function in a file that returns a Task
 package.module:factory    a function in an importable module that returns a Task
 """
