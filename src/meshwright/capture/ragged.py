@@ -494,6 +494,12 @@ class CandidatesForLists(TorchFunctionMode):
         ragged = self._ragged
         if func is torch.nn.functional.one_hot:
             return _one_hot(*args, **(kwargs or {}))
+        if (
+            func is Tensor.__getitem__
+            and args[1] == slice(None)
+            and from_functional(args[0]) in ragged
+        ):
+            return args[0]
         if func in _LOOPS and args and (func not in _UNBINDS or _first_dim(args, kwargs)):
             found = ragged.candidates(from_functional(args[0]))
             if found is not None:
