@@ -17,7 +17,7 @@ def c(*shape: int) -> Any:
 # Views and copies.
 case("view_as_real.default", c(6, 5))
 case("view_as_complex.default", t(6, 5, 2))
-for name in words("_conj _conj_physical"):
+for name in words("_conj _conj_physical _neg_view"):
     case(f"{name}.default", c(6, 5))
 case("slice_scatter.default", t(6, 5), t(2, 5), 0, 1, 3)
 case("select_scatter.default", t(4, 6, 5), t(4, 5), 1, 2)

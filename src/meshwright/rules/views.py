@@ -333,9 +333,12 @@ def view_as_complex(call: Call) -> OpRule:
     return OpRule(factors, ((*dims, ()),), (dims,), "unary")
 
 
-@rule("aten._conj.default", "aten._conj_physical.default")
+@rule("aten._conj.default", "aten._conj_physical.default", "aten._neg_view.default")
 def conj(call: Call) -> OpRule:
-    """Conjugates for real: a lazy one could not be sent to another device."""
+    """Conjugates and negates for real: a lazy one could not be sent to another device."""
+    negative = call.op.target == "aten._neg_view.default"
+    if not call.shapes:
+        return _number(call, negative)
 
     def localize(
         op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
@@ -343,7 +346,22 @@ def conj(call: Call) -> OpRule:
         return op.args
 
     made = _moved(call, lambda dims: dims, localize)
-    return replace(made, target="aten._conj_physical.default")
+    target = "aten.neg.default" if negative else "aten._conj_physical.default"
+    return replace(made, target=target)
+
+
+def _number(call: Call, negative: bool) -> OpRule:
+    """Of a number that the model multiplies by, as the backward does with `2j * x`."""
+    number = call.op.args[0]
+    assert isinstance(number, (int, float, complex))
+    made = -number if negative else number.conjugate()
+
+    def localize(
+        op: Op, operands: tuple[Shape, ...], results: tuple[Shape | None, ...]
+    ) -> tuple[Argument, ...]:
+        return ((), made)
+
+    return OpRule((), (), ((),), localize=localize, target="aten.full.default")
 
 
 @rule("aten.slice_scatter.default", "aten.select_scatter.default")
