@@ -109,7 +109,7 @@ def test_an_owner_that_the_axis_does_not_have() -> None:
     task = looped("where")
     made = plan(task, "local:4", "expert=4")
     wrong = tuple(item.model_copy(update={"owner": 4}) for item in made.decisions[:1])
-    with pytest.raises(PlanError, match="of the axis 'expert' own .*, but the axis has 4"):
+    with pytest.raises(PlanError, match=r"of the axis 'expert' own .*, but the axis has 4"):
         verify(task, plan=made.model_copy(update={"decisions": wrong}))
 
 
