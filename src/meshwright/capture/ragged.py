@@ -10,7 +10,7 @@ what the user's code took for granted when it asked for a length's value.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,7 @@ class Ragged:
         self._first: dict[int, int] = {}  # value -> the first that is computed alike
         self._narrow: dict[int, int] = {}  # value -> what it is but for a last dim
         self._any: set[int] = set()  # bools that say whether a mask has anything at all
-        self._primes = _primes()
+        self._last_hint = 0
 
     @property
     def used(self) -> bool:
@@ -177,7 +177,7 @@ class Ragged:
             self._environment = _Lengths(self._asked)
             give_lengths(self._mode, self._environment)
         bound = max(ListOf((), shape).bound, _LEAST)
-        hint = next(prime for prime in self._primes if prime > bound)
+        hint = self._last_hint = _prime_beyond(max(self._last_hint, bound))
         name = f"length{len(self._of_symbol)}"
         size, symbol, stand_in = new_length(self._environment, name, hint)
         self._environment.hints[symbol] = stand_in
@@ -465,12 +465,11 @@ def _grid(shape: Sequence[int]) -> list[tuple[int, ...]]:
     return found
 
 
-def _primes() -> Iterator[int]:
-    number = _LEAST
-    while True:
-        if all(number % divisor for divisor in range(2, int(number**0.5) + 1)):
-            yield number
+def _prime_beyond(number: int) -> int:
+    number += 1
+    while not all(number % divisor for divisor in range(2, int(number**0.5) + 1)):
         number += 1
+    return number
 
 
 class CandidatesForLists(TorchFunctionMode):
