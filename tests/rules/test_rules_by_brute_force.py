@@ -9,7 +9,7 @@ from torch import Tensor
 import meshwright.as_is  # noqa: F401  (registers ops)
 from meshwright.lower.choose import allowed
 from meshwright.lower.special_random import RANDOM
-from meshwright.rules import targets
+from meshwright.rules import attention_cuda, targets
 from rules.brute_force import cuts_of, record, run_in_parts, run_op
 from rules.rule_cases import CASES, Case, all_cases
 
@@ -34,9 +34,12 @@ OPAQUE = frozenset({"mesh.opaque.default", "mesh.opaque_backward.default"})
 # Indexing by positions counted from the start of a part: tests/rules/test_ragged_rules.py.
 RAGGED = frozenset({"mesh.nonzero.default", "mesh.take.default", "mesh.put.default"})
 
+# Ops that only a device can run: tests/rules/test_attention_cuda.py.
+CUDA = frozenset(attention_cuda.TARGETS)
+
 
 def test_every_rule_has_a_case() -> None:
-    assert set(CASES) == set(targets()) - OPAQUE - RAGGED
+    assert set(CASES) == set(targets()) - OPAQUE - RAGGED - CUDA
 
 
 @pytest.mark.parametrize("target", targets())
