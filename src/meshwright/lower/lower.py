@@ -17,20 +17,21 @@ from meshwright.layout.types import REPLICATED, Layout, Reduce
 from meshwright.lower.builder import Builder
 from meshwright.lower.choose import choose
 from meshwright.lower.clean import section, used_by
+from meshwright.lower.clip import clip_section
 from meshwright.lower.deferred import as_term, deferred, waits
 from meshwright.lower.empty import emptied, known_results, neutral
 from meshwright.lower.ragged import Ragged, bias_term
 from meshwright.lower.repeat import lower_repeats
+from meshwright.lower.results import pending_through, result_layouts
 from meshwright.lower.special import Site
 from meshwright.lower.special_random import RANDOM, random
 from meshwright.lower.special_table import COVERS, SPECIAL
 from meshwright.program.types import Argument, Input, Op, Ref, Source
 from meshwright.rules.factory import SHAPE_ALONE
-from meshwright.rules.types import FactorCut, OpRule
+from meshwright.rules.types import OpRule
 
 _REDUCE = Source("gradient reduction")
 _GATHER = Source("parameter gathering")
-_CLIP = Source("gradient clipping")
 
 
 def lower(
@@ -80,7 +81,7 @@ class Lowering:
         self._finish_gradients()
         accumulated = tuple(self.accumulated.values())
         reduce, reduced = self._reduce()
-        clip, norm = self._clip(reduced)
+        clip, norm = clip_section(self.b, reduced if self.assignment.clip else ())
 
         # The backward takes from the forward what it uses and does not make itself.
         backward_section = section(backward, accumulated)
@@ -228,7 +229,7 @@ class Lowering:
         chosen = self.ragged.unreduced(rule, layouts, chosen)
         self.ragged.terms(op, rule, names, operands, chosen)
         layouts = [self.b.whole[name].layout for name in operands]
-        kept = self._pending(rule, layouts, chosen) | self.ragged.pending(op, layouts, chosen)
+        kept = pending_through(rule, layouts, chosen) | self.ragged.pending(op, layouts, chosen)
         terms = deferred(self.analysis, self.assignment, op, layouts, chosen) - kept
         kept |= terms
         ready = self.ragged.bias(op, rule, names, operands, chosen)
@@ -248,7 +249,7 @@ class Lowering:
                 operands[position], Layout(tuple(shards), partial), op.source
             )
             operands[position] = as_term(self.b, operands[position], terms, op.source)
-        results = self._results(op, rule, chosen, kept)
+        results = result_layouts(op, rule, self.assignment.mesh, chosen, kept)
         specials = {
             special
             for cut in chosen.values()
@@ -284,52 +285,6 @@ class Lowering:
                 table[result] = local
                 if self.b.phase == "backward" and result in self.gradient_of:
                     self._gradient(result, local)
-
-    def _pending(
-        self, rule: OpRule, layouts: list[Layout], chosen: Mapping[str, object]
-    ) -> frozenset[str]:
-        """Axes on which the operands' pending sums pass through the op."""
-        if rule.linear == "none" or not layouts or not layouts[0].partial:
-            return frozenset()
-        involved = layouts if rule.linear == "joint" else layouts[:1]
-        if rule.linear == "joint" and rule.linear_operands is not None:
-            involved = [layouts[position] for position in rule.linear_operands]
-        return frozenset(
-            axis
-            for axis, reduce in layouts[0].partial
-            if reduce == "sum"
-            and axis not in chosen
-            and all(layout.reduction(axis) == "sum" for layout in involved)
-        )
-
-    def _results(
-        self,
-        op: Op,
-        rule: OpRule,
-        chosen: Mapping[str, FactorCut],
-        kept: frozenset[str],
-    ) -> tuple[Layout | None, ...]:
-        found: list[Layout | None] = []
-        for position, dims in enumerate(rule.results):
-            if dims is None or op.results[position] is None:
-                found.append(None)
-                continue
-            layout = REPLICATED
-            for axis in self.assignment.mesh.names:
-                if axis in kept:
-                    layout = layout.with_partial(axis, "sum")
-                cut = chosen.get(axis)
-                if cut is None:
-                    continue
-                split = rule.to_split(dims, cut)
-                if split is not None:
-                    layout = layout.with_shard(axis, split)
-                elif rule.reduces(position, cut.factor):
-                    combine = rule.factors[cut.factor].combine
-                    assert combine is not None
-                    layout = layout.with_partial(axis, combine)
-            found.append(layout)
-        return tuple(found)
 
     def _plain(
         self,
@@ -447,35 +402,3 @@ class Lowering:
             (name, self.assignment.parameters[path]) for path, name in self.reduced.items()
         )
         return section(self.b.ops, outputs), pairs
-
-    def _clip(self, gradients: tuple[tuple[str, Parameter], ...]) -> tuple[Section, str | None]:
-        """The global norm: local sums of squares, then one reduction per way of being cut."""
-        self.b.ops = []
-        if not self.assignment.clip or not gradients:
-            return section([], ()), None
-        by_axes: dict[tuple[str, ...], list[str]] = {}
-        for name, parameter in gradients:
-            axes = tuple(axis for axis, _ in parameter.storage.shards)
-            by_axes.setdefault(axes, []).append(name)
-        total: str | None = None
-        for axes, names in by_axes.items():
-            layout = REPLICATED
-            for axis in axes:
-                layout = layout.with_partial(axis, "sum")
-            squares = self.b.emit(
-                "mesh.sum_of_squares", tuple(Ref(name) for name in names), (), "float32",
-                ordered(layout, self.b.mesh), like="norm", source=_CLIP,
-            )  # fmt: skip
-            squares = self.b.convert(squares, REPLICATED, _CLIP)
-            if total is not None:
-                squares = self.b.emit(
-                    "aten.add.Tensor", (Ref(total), Ref(squares)), (), "float32", REPLICATED,
-                    like="norm", source=_CLIP,
-                )  # fmt: skip
-            total = squares
-        assert total is not None
-        norm = self.b.emit(
-            "aten.sqrt.default", (Ref(total),), (), "float32", REPLICATED,
-            like="norm", source=_CLIP,
-        )  # fmt: skip
-        return section(self.b.ops, (norm,)), norm
