@@ -6,14 +6,17 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+import torch
+from torch import nn
 
-from meshwright.api import Model, plan
+from meshwright.api import Model, plan, verify
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import NoPlanFits, StrategyError
 from meshwright.plan.types import Prediction
 from meshwright.search.search import Found, search
 from meshwright.search.strategy import factorisations, mesh_for, parse_strategy
 from meshwright.search.types import Candidate
+from meshwright.task import Task
 from meshwright.zoo.mlp import mlp_task
 
 
@@ -220,3 +223,16 @@ def test_auto_keeps_axes_that_are_named() -> None:
         dict(mesh.axes)["edge"] for mesh in factorisations(4, parse_strategy("edge,auto").axes)
     ]
     assert sizes == [2, 2, 4]
+
+
+def test_leaves_that_are_no_examples_stay_whole() -> None:
+    """Class weights beside a batch: their first dim is not the batch's."""
+
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], weight=batch[2])
+
+    batch = (torch.randn(8, 6), torch.arange(8) % 5, torch.linspace(0.5, 1.5, 5))
+    made = plan(Task(lambda: nn.Linear(6, 5), loss, batch), "local:4", "data")
+    assert [d.value for d in made.decisions] == ["batch[0]", "batch[1]"]
+    assert "batch[2] with another first dim: whole" in made.decisions[0].why
+    assert verify(Task(lambda: nn.Linear(6, 5), loss, batch), "local:4", plan=made).equal

@@ -90,10 +90,17 @@ def name_of(mesh: Mesh, zero: int, sequence: bool = False, attention: str | None
 
 
 def _data(analysis: Analysis, parts: int, microbatches: int) -> list[Decision]:
+    """Cut the batch: every leaf whose first dim is that of the first leaf, as microbatches do."""
+    leaves = [
+        (item, analysis.program.values[item.value])
+        for item in analysis.program.inputs_of("batch")
+        if analysis.program.values[item.value].shape
+    ]
+    whole_leaves = [item.path for item, value in leaves if value.shape[0] != leaves[0][1].shape[0]]
+    note = f"; {', '.join(whole_leaves)} with another first dim: whole" if whole_leaves else ""
     decisions = []
-    for item in analysis.program.inputs_of("batch"):
-        value = analysis.program.values[item.value]
-        if not value.shape:
+    for item, value in leaves:
+        if item.path in whole_leaves:
             continue
         if value.shape[0] % parts:
             whole = value.shape[0] * microbatches
@@ -107,7 +114,7 @@ def _data(analysis: Analysis, parts: int, microbatches: int) -> list[Decision]:
         decisions.append(
             Decision(
                 axis="data", value=item.path, dim=0,
-                why="the batch is divided; gradients are summed over the axis",
+                why=f"the batch is divided; gradients are summed over the axis{note}",
             )
         )  # fmt: skip
     return decisions
