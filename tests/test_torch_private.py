@@ -234,6 +234,29 @@ def test_lengths_go_through_shapes_views_and_gradients() -> None:
     assert hint == 13
 
 
+def test_what_two_sizes_give_is_worked_out_once() -> None:
+    environment = private.LengthsEnvironment()
+    size, _, _ = private.new_length(environment, "length", 13)
+    assert (size * 5).node is (size * 5).node
+    assert (size * 5).node is not (size * 7).node
+    before = len(environment.made)
+    assert bool(size * 5 == size * 5)
+    assert not bool(size * 5 == size * 7)
+    assert len(environment.made) > before
+
+
+def test_ops_are_remembered_unless_told_not_to() -> None:
+    with private.FakeTensorMode() as mode:
+        x = torch.empty(3, 7, 11)
+        private.remember_ops(mode, False)
+        before = mode.cache_info()
+        torch.cosh(x)
+        assert mode.cache_info() == before
+        private.remember_ops(mode, True)
+        torch.cosh(x)
+        assert mode.cache_info() != before
+
+
 def test_distributions_look_at_no_values() -> None:
     wrong = torch.tensor(-1.0)
     # Importing PyTorch's compiler turns the checks off for the whole process.

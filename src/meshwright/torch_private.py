@@ -41,9 +41,13 @@ forget_value
     a fake made from a literal (`torch.tensor(0)`) remembers its value; a buffer must not.
 current_autograd_node, next_sequence_number
     which forward op a backward op differentiates.
-LengthsEnvironment, new_length, length_terms, give_lengths
+LengthsEnvironment, new_length, length_terms, give_lengths, remember_ops
     symbolic sizes: lengths that are only known when the step runs. PyTorch carries
     them through shapes, views and gradients, and asks when a branch depends on one.
+    What two sizes give together is worked out once: one op compares and multiplies
+    its sizes a hundred times over, and sympy takes as long each time. Ops on such
+    sizes are not remembered: each list has a size of its own, so nothing is found
+    again, and PyTorch makes each result twice to remember it.
 checkpoints_may_accumulate
     a reentrant `torch.utils.checkpoint` refuses `torch.autograd.grad`, since it adds to
     `.grad` of what it uses, where a capture looks too.
@@ -63,7 +67,7 @@ flatten_with_paths, flatten, key_path, tree_map, TreeSpec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,8 +84,9 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.compiler import _compile_session_context as compiling
+from torch.fx.experimental.sym_node import SymNode as _SymNode
 from torch.fx.experimental.symbolic_shapes import DimDynamic as _DimDynamic
-from torch.fx.experimental.symbolic_shapes import ShapeEnv as LengthsEnvironment
+from torch.fx.experimental.symbolic_shapes import ShapeEnv as _ShapeEnv
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
@@ -115,6 +120,7 @@ __all__ = [
     "length_terms",
     "new_length",
     "next_sequence_number",
+    "remember_ops",
     "storage_key",
     "to_functional",
     "tree_map",
@@ -222,6 +228,74 @@ def storage_key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
+class LengthsEnvironment(_ShapeEnv):
+    """Where symbolic sizes live, with what has been computed of them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.made: dict[Any, _SymNode] = {}
+
+    def evaluate_sym_node(
+        self, sym_node: _SymNode, size_oblivious: bool = False, fallback_value: Any = None
+    ) -> Any:
+        known: Any = sym_node  # whose hints may also be symbolic, of which there are none here
+        return self.evaluate_expr(
+            known.expr, known.hint, known.fx_node, size_oblivious, fallback_value=fallback_value
+        )
+
+
+class _SizeNode(_SymNode):
+    """A symbolic number that asks what its environment made before it computes."""
+
+    def wrap_int(self, num: int) -> _SymNode:
+        made: _SymNode = self._once(("wrap_int", num), lambda: _SymNode.wrap_int(self, num))
+        return made
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        environment = self.shape_env
+        assert isinstance(environment, LengthsEnvironment)
+        found = environment.made.get(key)
+        if found is None:
+            found = make()
+            if type(found) is _SymNode:
+                found.__class__ = _SizeNode
+            environment.made[key] = found
+        return found
+
+
+def _remembering(name: str) -> Callable[[_SizeNode, _SymNode], Any]:
+    compute = getattr(_SymNode, name)
+
+    def run(self: _SizeNode, other: _SymNode) -> Any:
+        key = (name, self._expr, self.pytype, other._expr, other.pytype)
+        return self._once(key, lambda: compute(self, other))
+
+    return run
+
+
+def _remembering_layout(name: str) -> Callable[[_SizeNode, Any, Any], Any]:
+    compute = getattr(_SymNode, name)
+
+    def run(self: _SizeNode, sizes: Any, strides: Any) -> Any:
+        key = (name, *(node._expr for node in sizes), *(node._expr for node in strides))
+        return self._once(key, lambda: compute(self, sizes, strides))
+
+    return run
+
+
+for _name in (
+    "eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "mod", "int_floordiv", "floordiv",
+    "sym_max", "sym_min", "and_", "or_",
+):  # fmt: skip
+    setattr(_SizeNode, _name, _remembering(_name))
+for _name in (
+    "is_contiguous", "is_channels_last_contiguous_2d", "is_channels_last_contiguous_3d",
+    "is_channels_last_strides_2d", "is_channels_last_strides_3d",
+    "is_non_overlapping_and_dense_indicator",
+):  # fmt: skip
+    setattr(_SizeNode, _name, _remembering_layout(_name))
+
+
 class _NamedSize(_SizeSource):
     """Where a symbolic size is said to come from: PyTorch asks for a name alone."""
 
@@ -238,6 +312,11 @@ def give_lengths(mode: FakeTensorMode, environment: LengthsEnvironment | None) -
     mode.shape_env = environment
 
 
+def remember_ops(mode: FakeTensorMode, remember: bool) -> None:
+    """Whether the mode is to keep what ops give, for the same op on fakes that look alike."""
+    mode.cache_enabled = remember
+
+
 def new_length(
     environment: LengthsEnvironment, name: str, hint: int
 ) -> tuple[SymInt, Any, sympy.Integer]:
@@ -249,8 +328,8 @@ def new_length(
     symbol = environment.create_symbol(
         hint, source=source, dynamic_dim=_DimDynamic.DYNAMIC, do_not_specialize_zero_one=True
     )
-    size = environment.create_symintnode(symbol, hint=hint, source=source)
-    assert isinstance(size, SymInt)
+    node = _SizeNode(symbol, environment, int, hint)
+    size = SymInt(node)  # type: ignore[no-untyped-call]
     return size, symbol, sympy.Integer(hint)
 
 

@@ -30,6 +30,7 @@ from meshwright.torch_private import (
     give_lengths,
     length_terms,
     new_length,
+    remember_ops,
 )
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Ragged:
 
     def close(self) -> None:
         give_lengths(self._mode, None)
+        remember_ops(self._mode, True)
 
     # What the Program is told.
 
@@ -130,6 +132,18 @@ class Ragged:
         return self.used and any(isinstance(size, SymInt) for size in tensor.shape)
 
     # Ops.
+
+    def prepare(self, args: tuple[Any, ...]) -> None:
+        """Let the ops of sizes that are seen once not be remembered."""
+        if self.used:
+            remember_ops(self._mode, not any(self._concerns(item) for item in args))
+
+    def _concerns(self, item: Any) -> bool:
+        if isinstance(item, Tensor):
+            return any(isinstance(size, SymInt) for size in item.shape)
+        if isinstance(item, (list, tuple)):
+            return any(self._concerns(part) for part in item)
+        return isinstance(item, SymInt)
 
     def dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Record an op in the form that knows about lists; NotImplemented for all others."""
@@ -540,7 +554,8 @@ def _first_dim(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
     return dim == 0
 
 
-_SYMBOLIC = ("torch/fx/experimental/", "torch/utils/_sympy/", "sympy/")
+_SYMBOLIC = ("torch/fx/experimental/", "torch/utils/_sympy/", "sympy/", "/torch_private.py")
+_ASKING = ("torch/__init__.py", "torch/_tensor.py")
 
 
 class _Lengths(LengthsEnvironment):
@@ -554,11 +569,16 @@ class _Lengths(LengthsEnvironment):
         super().__init__(specialize_zero_one=False, duck_shape=False)
         self.hints: dict[Any, Any] = {}  # what stands for each length in conditions
         self.bounds: dict[Any, Any] = {}  # the largest that each can be
+        self._values: dict[Any, Any] = {}
+        self._parts: dict[str, str] = {}  # what part of PyTorch a file is
         self._asked = asked
         self._lines = Lines()
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
-        value = orig_expr.xreplace(self.hints) if orig_expr.free_symbols else orig_expr
+        value = self._values.get(orig_expr)
+        if value is None:
+            value = orig_expr.xreplace(self.hints) if orig_expr.free_symbols else orig_expr
+            self._values[orig_expr] = value
         if not value.is_Boolean and not orig_expr.free_symbols:
             return value
         by, line = self._asker()
@@ -579,14 +599,20 @@ class _Lengths(LengthsEnvironment):
         """How a Python number was asked for, and whether the user's own line did."""
         frame = sys._getframe(2)
         by = ""
-        while frame is not None and any(part in frame.f_code.co_filename for part in _SYMBOLIC):
+        while frame is not None and self._part(frame.f_code.co_filename) == "symbolic":
             frame = frame.f_back  # type: ignore[assignment]
-        while frame is not None and frame.f_code.co_filename.endswith(
-            ("torch/__init__.py", "torch/_tensor.py")
-        ):
+        while frame is not None and self._part(frame.f_code.co_filename) == "asking":
             by = by or frame.f_code.co_name
             frame = frame.f_back  # type: ignore[assignment]
         return by, bool(by) and frame is not None and self._lines.is_user(frame.f_code)
+
+    def _part(self, file: str) -> str:
+        found = self._parts.get(file)
+        if found is None:
+            symbolic = any(part in file for part in _SYMBOLIC)
+            found = "symbolic" if symbolic else "asking" if file.endswith(_ASKING) else "other"
+            self._parts[file] = found
+        return found
 
 
 _RESHAPES = frozenset({

@@ -235,6 +235,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._write(func, args, kwargs)
         if func is _aten.native_batch_norm.default and args[5] and args[3] is not None:
             return self._batch_norm(args)
+        self.ragged.prepare(args)
         output = self.ragged.dispatch(func, args, kwargs)
         if output is not NotImplemented:
             return output
