@@ -221,7 +221,7 @@ def test_lengths_go_through_shapes_views_and_gradients() -> None:
     with private.FakeTensorMode() as mode:
         weight = torch.randn(6, 4, requires_grad=True)
         private.give_lengths(mode, environment)
-        size, symbol, hint = private.new_length(environment, "length", 13)
+        size, symbol, hint = private.new_length(environment, 13)
         positions = torch.empty((size,), dtype=torch.int64)
         rows = weight[positions]
         flat = (rows @ torch.randn(4, 5)).reshape(-1)
@@ -236,7 +236,7 @@ def test_lengths_go_through_shapes_views_and_gradients() -> None:
 
 def test_what_two_sizes_give_is_worked_out_once() -> None:
     environment = private.LengthsEnvironment()
-    size, _, _ = private.new_length(environment, "length", 13)
+    size, _, _ = private.new_length(environment, 13)
     assert (size * 5).node is (size * 5).node
     assert (size * 5).node is not (size * 7).node
     before = len(environment.made)

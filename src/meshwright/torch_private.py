@@ -74,7 +74,6 @@ from typing import Any
 import sympy
 import torch
 from torch import SymFloat, SymInt, Tensor
-from torch._guards import Source as _SizeSource
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -85,12 +84,13 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.compiler import _compile_session_context as compiling
 from torch.fx.experimental.sym_node import SymNode as _SymNode
-from torch.fx.experimental.symbolic_shapes import DimDynamic as _DimDynamic
 from torch.fx.experimental.symbolic_shapes import ShapeEnv as _ShapeEnv
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_map
+from torch.utils._sympy.symbol import SymT as _SymT
+from torch.utils._sympy.symbol import make_symbol as _make_symbol
 
 __all__ = [
     "TRUNCATED_NORMAL",
@@ -296,17 +296,6 @@ for _name in (
     setattr(_SizeNode, _name, _remembering_layout(_name))
 
 
-class _NamedSize(_SizeSource):
-    """Where a symbolic size is said to come from: PyTorch asks for a name alone."""
-
-    def __init__(self, name: str) -> None:
-        object.__setattr__(self, "_text", name)
-
-    @property
-    def _name_template(self) -> str:
-        return str(self.__dict__["_text"])
-
-
 def give_lengths(mode: FakeTensorMode, environment: LengthsEnvironment | None) -> None:
     """Let the fakes of `mode` have sizes of `environment`; None takes it away again."""
     mode.shape_env = environment
@@ -317,17 +306,14 @@ def remember_ops(mode: FakeTensorMode, remember: bool) -> None:
     mode.cache_enabled = remember
 
 
-def new_length(
-    environment: LengthsEnvironment, name: str, hint: int
-) -> tuple[SymInt, Any, sympy.Integer]:
+def new_length(environment: LengthsEnvironment, hint: int) -> tuple[SymInt, Any, sympy.Integer]:
     """A size that nobody knows, with its symbol; `hint` stands for it where one is needed.
 
     The hint is given back as the number that expressions in the symbol want.
     """
-    source = _NamedSize(name)
-    symbol = environment.create_symbol(
-        hint, source=source, dynamic_dim=_DimDynamic.DYNAMIC, do_not_specialize_zero_one=True
-    )
+    symbol = _make_symbol(_SymT.SIZE, len(environment.var_to_range), positive=True, integer=True)
+    environment.var_to_range[symbol] = environment._default_value_range(True)
+    environment.backed_var_to_val[symbol] = sympy.Integer(hint)
     node = _SizeNode(symbol, environment, int, hint)
     size = SymInt(node)  # type: ignore[no-untyped-call]
     return size, symbol, sympy.Integer(hint)

@@ -192,8 +192,7 @@ class Ragged:
             give_lengths(self._mode, self._environment)
         bound = max(ListOf((), shape).bound, _LEAST)
         hint = self._last_hint = _prime_beyond(max(self._last_hint, bound))
-        name = f"length{len(self._of_symbol)}"
-        size, symbol, stand_in = new_length(self._environment, name, hint)
+        size, symbol, stand_in = new_length(self._environment, hint)
         self._environment.hints[symbol] = stand_in
         self._environment.bounds[symbol] = stand_in + (ListOf((), shape).bound - hint)
         made = [
