@@ -1,0 +1,105 @@
+"""Pairs of the matrix of `tests/equivalence` on four real gloo processes.
+
+In `make test` every model once and every strategy once; all pairs in `make test-all`.
+The collectives that ran are the ones that the plan lists.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "equivalence"))
+
+from matrix import BY_NAME, EQUAL, ROWS, STRATEGIES, documented, model
+
+from distributed import run_processes
+from meshwright.api import one_device, parallelize, plan, sgd
+from meshwright.plan.types import Plan
+from meshwright.runtime.compare import compare
+from meshwright.runtime.worker import init_process
+
+Pair = tuple[str, str]
+CHUNK = 8
+EQUAL_PAIRS = [pair for pair, said in documented().items() if said == EQUAL]
+
+
+def every_model_and_strategy_once() -> list[Pair]:
+    """A pair for each model, with the strategy that was taken least so far."""
+    taken = dict.fromkeys(STRATEGIES, 0)
+    chosen: list[Pair] = []
+    # Models with the rarest strategies first, so that each of those is met.
+    for row in sorted(ROWS, key=lambda row: -len(row.strategies)):
+        options = [s for s in row.strategies if (row.name, s) in EQUAL_PAIRS]
+        rarest = min(options, key=lambda s: (taken[s], -STRATEGIES.index(s)))
+        taken[rarest] += 1
+        chosen.append((row.name, rarest))
+    return chosen
+
+
+def chunks(pairs: list[Pair]) -> Iterator[list[Pair]]:
+    for start in range(0, len(pairs), CHUNK):
+        yield pairs[start : start + CHUNK]
+
+
+def run_pairs(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Compare every plan with one device; what rank 0 saw of each."""
+    rank = init_process().rank
+    found = []
+    for name, text in payload["plans"]:
+        made = Plan.model_validate(text)
+        known = model(name)
+        job = parallelize(known.task, optimizer=sgd, plan=made, model=known, device="cpu")
+        result = compare(job, lambda m=made, k=known: one_device(k.task, m), [known.task.batch])
+        job.reset_counts()
+        job.step(known.task.batch)
+        if result is not None:
+            executed = [c.model_dump() for c in job.executed()]
+            found.append({"equal": result.equal, "seen": str(result), "executed": executed})
+    return found if rank == 0 else None
+
+
+def check(pairs: list[Pair], run_dir: Path) -> None:
+    plans = [
+        plan(BY_NAME[name].make(), "local:4", strategy, model=model(name))
+        for name, strategy in pairs
+    ]
+    payload = {
+        "plans": [
+            (name, made.model_dump(mode="json"))
+            for (name, _), made in zip(pairs, plans, strict=True)
+        ]
+    }
+    seen = run_processes(run_pairs, 4, run_dir, payload, timeout_s=500)[0]
+    assert len(seen) == len(pairs)
+    for pair, made, item in zip(pairs, plans, seen, strict=True):
+        assert item["equal"], (pair, item["seen"])
+        planned = [c.model_dump() for c in made.predicted.collectives]
+        assert item["executed"] == planned, pair
+
+
+def test_the_part_has_every_model_and_every_strategy() -> None:
+    pairs = every_model_and_strategy_once()
+    assert {name for name, _ in pairs} == set(BY_NAME)
+    assert {strategy for _, strategy in pairs} == set(STRATEGIES)
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "pairs", [*chunks(every_model_and_strategy_once())], ids=lambda pairs: pairs[0][0]
+)
+def test_every_model_and_every_strategy_once(pairs: list[Pair], run_dir: Path) -> None:
+    check(pairs, run_dir)
+
+
+@pytest.mark.all
+@pytest.mark.processes
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_pair(name: str, run_dir: Path) -> None:
+    check([pair for pair in EQUAL_PAIRS if pair[0] == name], run_dir)
