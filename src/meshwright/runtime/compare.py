@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from meshwright.runtime.job import Job
@@ -153,7 +154,7 @@ def _differences(
             # A parameter that no value depended on in this step has no gradient on one
             # device, and one of zeros where the step's ops are fixed beforehand.
             given = other if mine is None else mine
-            none = path in theirs and given is not None and not _largest(given)
+            none = path in theirs and given is not None and not bool(given.any())
             found[path] = (0.0, 0.0) if none else (float("inf"), float("inf"))
             continue
         relative = relative_difference(mine, other, FLOOR * scale)
@@ -178,19 +179,23 @@ def _forgive_rounding(
         truth, other = exact.get(path), theirs.get(path)
         if truth is None or other is None:
             continue
-        rounding = _largest(other.double() - truth)
+        rounding = _largest(_wide(other) - truth)
         _, absolute = found[path]
         if rounding and absolute <= ROUNDINGS * rounding:
             found[path] = (tolerance * absolute / (ROUNDINGS * rounding), absolute)
 
 
 def relative_difference(mine: Tensor, theirs: Tensor, floor: float = 0.0) -> float:
-    """Largest difference of two tensors, relative to the largest value of `theirs` or `floor`."""
+    """Largest difference of two tensors, relative to the largest value of `theirs` or `floor`.
+
+    Infinities at the same places with the same sign, as in a mask, are no difference.
+    """
     if mine.shape != theirs.shape:
         return float("inf")
     if not mine.numel():
         return 0.0
-    difference = float((mine.double() - theirs.double()).abs().max())
+    wide, other = _wide(mine), _wide(theirs)
+    difference = float((wide - other).abs().masked_fill_(wide == other, 0.0).max())
     if difference == 0.0:
         return 0.0
     scale = max(_largest(theirs), floor)
@@ -202,4 +207,11 @@ def _relative_number(mine: float, theirs: float) -> float:
 
 
 def _largest(x: Tensor) -> float:
-    return float(x.detach().double().abs().max()) if x.numel() else 0.0
+    """The largest finite magnitude: what is measured against infinity never differs. NaN stays."""
+    size = _wide(x).abs()
+    return float(size.masked_fill_(size.isinf(), 0.0).max()) if x.numel() else 0.0
+
+
+def _wide(x: Tensor) -> Tensor:
+    # `double()` would drop the imaginary part of a complex tensor.
+    return x.detach().to(torch.complex128 if x.is_complex() else torch.float64)
