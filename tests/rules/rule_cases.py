@@ -536,4 +536,10 @@ def all_cases() -> Iterator[Case]:
 
 
 # Families with files of their own, which need what is above.
-from rules import cases_attention, cases_numbers, cases_shapes, cases_spatial  # noqa: E402, F401
+from rules import (  # noqa: E402, F401
+    cases_attention,
+    cases_grouped,
+    cases_numbers,
+    cases_shapes,
+    cases_spatial,
+)

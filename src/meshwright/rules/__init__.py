@@ -8,6 +8,7 @@ from meshwright.rules import (
     embedding,
     factory,
     fft,
+    grouped,
     indexing,
     linalg,
     losses,
@@ -28,9 +29,9 @@ from meshwright.rules.registry import rule_of, rules_of, targets
 from meshwright.rules.types import Factor, FactorCut, OpRule
 
 _FAMILIES = (
-    attention, attention_cuda, convolution, diagonal, embedding, factory, fft, indexing, linalg,
-    losses, matmul, neighbours, normalisation, opaque, pointwise, pooling, ragged, reduction, rows,
-    sorting, upsampling, views,
+    attention, attention_cuda, convolution, diagonal, embedding, factory, fft, grouped, indexing,
+    linalg, losses, matmul, neighbours, normalisation, opaque, pointwise, pooling, ragged,
+    reduction, rows, sorting, upsampling, views,
 )  # fmt: skip
 
 __all__ = ["Factor", "FactorCut", "OpRule", "rule_of", "rules_of", "targets"]
