@@ -107,7 +107,7 @@ def classes_of(analysis: Analysis, parts: int) -> list[GroupClass]:
 
 
 def _candidates(analysis: Analysis, flops: dict[str, float]) -> Iterable[Group]:
-    """Groups that start at a parameter or at an operand or result of matrix work."""
+    """Groups that start at a parameter, at matrix work, or at a dim that a view makes."""
     seen: set[int] = set()
     for seed in _seeds(analysis, flops):
         group = analysis.group(*seed)
@@ -120,8 +120,13 @@ def _seeds(analysis: Analysis, flops: dict[str, float]) -> Iterable[Member]:
     values = analysis.program.values
     names = [item.value for item in analysis.program.inputs_of("parameter")]
     for op in analysis.program.phase_ops("forward"):
+        # Attention written with plain products merges batch and heads into one dim of
+        # those: heads are a dim of their own only where a view makes them.
+        makes_dims = any(len(dim) > 1 for dims in analysis.rules[op.name].operands for dim in dims)
         if flops[op.name]:
             names += [*op.operands(), *(name for name in op.results if name is not None)]
+        elif makes_dims:
+            names += [name for name in op.results if name is not None]
     for name in dict.fromkeys(names):
         for dim, size in enumerate(values[name].shape):
             if size > 1:
