@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import GPT, MLP, Here, check_error
+from command_line import COMMAND, GPT, MLP, Here, check_error
 
 from meshwright import load_plan
 
@@ -160,3 +161,12 @@ def test_diff(here: Here, gpt_plan: Path) -> None:
     assert "and 27 more" in " ".join(done.out.split())
     assert max(map(len, done.out.splitlines())) <= 80
     assert here("plan", "--diff", gpt_plan, gpt_plan, "--json").object["same"]
+
+
+def test_pytorchs_traceback_of_a_misfit_stays_out_of_a_fresh_process() -> None:
+    # A process of its own, since PyTorch sets its loggers' levels when it is imported.
+    words = (*COMMAND, "plan", f"{BROKEN}:misfit", "--cluster", "1x2:a100-80g")
+    found = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 4
+    assert "must have same reduction dim" in found.stderr
+    assert "fake_tensor.py" not in found.stderr

@@ -70,13 +70,18 @@ def _meshwright(
     """
 
 
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
 def run(words: Sequence[str]) -> int:
     """Run the command that `words` spell; its exit code."""
     flags = set(itertools.takewhile(lambda word: word != "--", words))
     command = typer.main.get_command(_application())
     if "--debug" not in flags:
         # PyTorch logs a traceback of what it then raises, and the error says it better.
-        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL + 1)
+        # A filter, since importing parts of PyTorch sets its loggers' levels anew.
+        logging.getLogger("torch._subclasses.fake_tensor").addFilter(_nothing)
     try:
         code = command.main(args=list(words), prog_name="meshwright", standalone_mode=False)
         sys.stdout.flush()
