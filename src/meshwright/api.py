@@ -365,9 +365,7 @@ def parallelize(
                 f"{error.remedy} Or pad batches to the planned shapes, or plan with an example "
                 "batch of this shape.".strip(),
             ) from error
-        return Compiled(
-            lowered, captured.constants, tokens_of(captured.program), captured.opaque
-        )
+        return Compiled(lowered, captured.constants, tokens_of(captured.program), captured.opaque)
 
     return Job(
         plan=resolved,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
-from lowered_programs import cluster, linear, long
+from lowered_programs import cluster, linear
 
 from meshwright.cost.communication import collective_seconds
 from meshwright.cost.compute import op_seconds
@@ -153,17 +152,6 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(UsageError):
         simulate(linear(), cluster(), microbatches=1, optimizer="magic")
     lowered = linear()
-    strange = replace(lowered.forward.ops[0], target="aten.unheard_of.default")
+    strange = replace(lowered.forward.ops[0], target="mesh.unheard_of")
     with pytest.raises(RuleError):
         run(replace(lowered, forward=replace(lowered.forward, ops=(strange,))))
-
-
-def test_fast_enough_for_a_search() -> None:
-    lowered, c = long(6000), cluster()
-    best = float("inf")
-    for _ in range(8):
-        begin = time.perf_counter()
-        simulate(lowered, c, microbatches=8, optimizer="adamw", memory_curve=False)
-        best = min(best, time.perf_counter() - begin)
-    # 35 ms on an idle core; the rest is for a busy machine.
-    assert best < 0.15

@@ -167,9 +167,7 @@ def _numbers(args: Any, kwargs: Mapping[str, Any]) -> set[int]:
     pending: list[Any] = [args, *kwargs.values()]
     while pending:
         item = pending.pop()
-        if isinstance(item, Slot):
-            found.add(item.number)
-        elif isinstance(item, _LengthOf):
+        if isinstance(item, (Slot, _LengthOf)):
             found.add(item.number)
         elif isinstance(item, tuple):
             pending.extend(item)

@@ -121,7 +121,8 @@ class RandomOps:
             # `generator`, and the argument of getrefcount
             if sys.getrefcount(generator) > 2:
                 raise CaptureError(
-                    f"The step draws from a torch.Generator that is kept from step to step, in {where}",
+                    "The step draws from a torch.Generator that is kept from step to step, in "
+                    f"{where}",
                     OWN_GENERATOR,
                 )
 

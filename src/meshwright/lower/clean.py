@@ -8,8 +8,14 @@ from meshwright.layout.lowered import Section
 from meshwright.program.types import Op, Value
 
 COLLECTIVES = frozenset(
-    {"mesh.all_reduce", "mesh.all_gather", "mesh.reduce_scatter", "mesh.all_to_all", "mesh.halo",
-     "mesh.ring_shift"}
+    {
+        "mesh.all_reduce",
+        "mesh.all_gather",
+        "mesh.reduce_scatter",
+        "mesh.all_to_all",
+        "mesh.halo",
+        "mesh.ring_shift",
+    }
 )
 
 

@@ -77,7 +77,9 @@ class Length:
     times: int = 1
 
 
-Argument = Ref | Symbol | Length | int | float | bool | str | None | complex | tuple["Argument", ...]
+Argument = (
+    Ref | Symbol | Length | int | float | bool | str | None | complex | tuple["Argument", ...]
+)
 
 
 @dataclass(frozen=True, slots=True)
