@@ -10,6 +10,7 @@ user's code set on the way.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,10 @@ import torch
 from torch import Tensor
 
 _FIRST_MARK = 0x6D65_7377_0000_0000
+
+
+# PyTorch's generator is one for all threads: a rank may capture while another steps.
+_GENERATOR = threading.RLock()
 
 
 class Draws:
@@ -29,12 +34,13 @@ class Draws:
     @contextmanager
     def marked(self) -> Iterator[None]:
         """Within it draws can be told apart; at the end the generator is as it was."""
-        before = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(_FIRST_MARK + self.count)
-        try:
-            yield
-        finally:
-            torch.default_generator.set_state(before)
+        with _GENERATOR:
+            before = torch.default_generator.get_state()
+            torch.default_generator.manual_seed(_FIRST_MARK + self.count)
+            try:
+                yield
+            finally:
+                torch.default_generator.set_state(before)
 
     def seeded(self) -> bool:
         """Whether the next draw follows a seed that the user's code set on the way."""
