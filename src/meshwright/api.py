@@ -36,7 +36,7 @@ from meshwright.lower.lower import lower
 from meshwright.lower.probing import Probing, probing
 from meshwright.lower.special_random import RANDOM
 from meshwright.lower.user_rules import register_rule as register_rule
-from meshwright.plan.check import check_devices, check_plan
+from meshwright.plan.check import check_devices, check_executable, check_plan
 from meshwright.plan.file import load_plan
 from meshwright.plan.types import Alternative, Plan, Prediction, RandomNumbers
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
@@ -183,7 +183,7 @@ def plan(
         lowered = _lower(model, candidate, clip_norm is not None)
         result = simulate(
             lowered, where, microbatches=candidate.microbatches, optimizer=optimizer,
-            memory_curve=False,
+            pipeline=candidate.pipeline, recompute=candidate.recompute, memory_curve=False,
         )  # fmt: skip
         program = model.microbatch(candidate.microbatches)[0].program
         return predict(result, program, candidate.microbatches, where)
@@ -216,6 +216,8 @@ def plan(
         rng=rng,
         decisions=best.decisions,
         parameters=best.parameters,
+        pipeline=best.pipeline,
+        recompute=best.recompute,
         predicted=found.best.prediction,
         origins=origins(lowered, best.microbatches),
         remarks=remarks(model.microbatch(best.microbatches)[1], lowered),
@@ -284,7 +286,7 @@ def predict_again(
     cluster = parse_cluster(plan.cluster, profile)
     result = simulate(
         lowered, cluster, microbatches=plan.microbatches, optimizer=plan.optimizer,
-        memory_curve=False,
+        pipeline=plan.pipeline, recompute=plan.recompute, memory_curve=False,
     )  # fmt: skip
     return plan.model_copy(
         update={
@@ -310,7 +312,10 @@ def simulate_plan(task: Task, plan: Plan, *, profile: Profile | None = None,
     check_plan(plan, model.microbatch(plan.microbatches)[0].program)
     lowered = _lower_plan(model, plan)
     cluster = parse_cluster(plan.cluster, profile)
-    return simulate(lowered, cluster, microbatches=plan.microbatches, optimizer=plan.optimizer)
+    return simulate(
+        lowered, cluster, microbatches=plan.microbatches, optimizer=plan.optimizer,
+        pipeline=plan.pipeline, recompute=plan.recompute,
+    )  # fmt: skip
 
 
 def parallelize(
@@ -339,6 +344,7 @@ def parallelize(
     resolved = plan if isinstance(plan, Plan) else load_plan(plan)
     if rng is not None:
         resolved = resolved.model_copy(update={"rng": rng})
+    check_executable(resolved)
     mesh = Mesh(tuple(resolved.mesh.items()))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if communicator is None:
@@ -472,6 +478,7 @@ def verify(
         task, cluster, strategy, model=model, microbatches=microbatches, clip_norm=clip_norm,
         rng=rng,
     )  # fmt: skip
+    check_executable(made)
     check_comparable(made, model)
     given = list(batches) if batches is not None else [task.batch] * steps
 

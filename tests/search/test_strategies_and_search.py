@@ -40,7 +40,7 @@ def mlp() -> Model:
         ("zero", "whole number"),
         ("microbatches=0", "at least 1"),
         ("auto=2", "means nothing"),
-        ("stage=2", "can't run yet"),
+        ("offload=2", "can't run yet"),
     ],
 )
 def test_what_does_not_parse_is_named(text: str, says: str) -> None:

@@ -60,6 +60,7 @@ def train(
     """Train by a plan on this machine's processes, or as one of torchrun's."""
     from meshwright.cli.prepare import Request, make_plan, prepare
     from meshwright.cli.prepare import learning_rate as rate_of
+    from meshwright.plan.check import check_executable
     from meshwright.plan.file import save_plan
 
     with Output(json) as out:
@@ -72,6 +73,7 @@ def train(
         rate = rate_of(learning_rate, prepared.optimizer)
         check_startable(prepared.cluster, prepared.local, "train", model)
         made = make_plan(prepared, out)
+        check_executable(made)
         run = run_folder(run_dir, prepared.task.name)
         if resume is None and is_first() and last_checkpoint(run) is not None:
             raise UsageError(

@@ -49,6 +49,7 @@ def verify(
     from meshwright.cli.as_json import run_json
     from meshwright.cli.prepare import Request, make_plan, prepare
     from meshwright.cli.prepare import learning_rate as rate_of
+    from meshwright.plan.check import check_executable
 
     with Output(json) as out, scratch_folder("verify") as folder:
         request = Request(
@@ -60,6 +61,7 @@ def verify(
         rate = rate_of(learning_rate, prepared.optimizer)
         check_startable(prepared.cluster, prepared.local, "verify", model)
         made = make_plan(prepared, out)
+        check_executable(made)
         check_comparable(made, prepared.model)
         payload = {
             "model": model,

@@ -48,5 +48,21 @@ def check_devices(plan: Plan, devices: int) -> None:
         )
 
 
+def check_executable(plan: Plan) -> None:
+    """Raises PlanError for a plan with parts that are simulated so far, but not run."""
+    parts = []
+    if plan.pipeline is not None and plan.pipeline.stages > 1:
+        parts.append(f"{plan.pipeline.stages} pipeline stages ({plan.pipeline.schedule})")
+    if plan.recompute != "none":
+        parts.append(f"{plan.recompute} recomputation")
+    if parts:
+        asked = " and ".join(parts)
+        raise PlanError(
+            f"The plan asks for {asked}, which this version plans and simulates but can't run yet.",
+            "Look at it with `meshwright plan` and `meshwright simulate`; to run, plan without "
+            "stage= and recompute=.",
+        )
+
+
 def mesh_text(plan: Plan) -> str:
     return " x ".join(f"{name} {size}" for name, size in plan.mesh.items()) or "one device"

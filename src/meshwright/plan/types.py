@@ -1,8 +1,8 @@
 """The Plan: a versioned JSON file, keyed by names, that says how a step is run.
 
-Pure data. `mesh`, `decisions`, `parameters`, `microbatches` and `clip_norm`
-decide everything; `predicted`, `origins` and `alternatives` are what the
-search saw when it chose.
+Pure data. `mesh`, `decisions`, `parameters`, `microbatches`, `pipeline`,
+`recompute` and `clip_norm` decide everything; `predicted`, `origins` and
+`alternatives` are what the search saw when it chose.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 FORMAT_VERSION = 1
 
 Residency = Literal["always", "step", "microbatch", "use"]
+Schedule = Literal["gpipe", "1f1b", "interleaved", "zb-h1"]
+Recompute = Literal["none", "selective", "full"]
+"""What the forward does not keep for the backward: nothing, what lies inside of attention (scores
+and weights, where no fused kernel does without), or all but the inputs of repeated modules."""
+
+STAGE = "stage"  # the mesh axis of a pipeline; no value is cut over it
 
 
 class Record(BaseModel):
@@ -102,6 +108,39 @@ class CollectiveOrigin(Collective):
     module: str
 
 
+class Pipeline(Record):
+    """The model cut into stages by modules, and the order in which they work.
+
+    virtual: pieces of the model that each stage holds; stage s has pieces s,
+    s + stages, and so on. cuts: for each piece but the first, the module at whose
+    first forward op it begins, in the model's order; without any, pieces are
+    chosen so that the slowest is as fast as it can be.
+    """
+
+    stages: Positive
+    virtual: Positive = 1
+    schedule: Schedule = "1f1b"
+    cuts: tuple[str, ...] = ()
+
+    @property
+    def pieces(self) -> int:
+        return self.stages * self.virtual
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.cuts and len(self.cuts) != self.pieces - 1:
+            raise ValueError(
+                f"{len(self.cuts)} cuts make {len(self.cuts) + 1} pieces, but {self.stages} stages "
+                f"of {self.virtual} hold {self.pieces}"
+            )
+        if (self.schedule == "interleaved") != (self.virtual > 1):
+            raise ValueError(
+                f"the schedule {self.schedule} with {self.virtual} pieces a stage: interleaved "
+                "takes 2 or more, the others 1"
+            )
+        return self
+
+
 class Prediction(Record):
     step_time_s: Annotated[float, Field(ge=0)]
     peak_memory_bytes: Count
@@ -139,6 +178,8 @@ class Plan(Record):
     rng: RandomNumbers = "exact"
     decisions: tuple[Decision, ...] = ()
     parameters: dict[str, ParameterPlan] = Field(default_factory=dict)
+    pipeline: Pipeline | None = None
+    recompute: Recompute = "none"
     predicted: Prediction
     origins: tuple[CollectiveOrigin, ...] = ()
     remarks: tuple[str, ...] = ()  # ops and modules that run by other rules than the known ones
@@ -155,6 +196,17 @@ class Plan(Record):
             raise ValueError(
                 f"{self.microbatches} microbatches of a global batch of {self.global_batch}"
             )
+        stages = self.pipeline.stages if self.pipeline else 1
+        if self.mesh.get(STAGE, 1) != stages:
+            raise ValueError(
+                f"a pipeline of {stages} stages on a mesh with {self.mesh.get(STAGE, 1)} of them"
+            )
+        if STAGE in self.mesh and next(iter(self.mesh)) != STAGE:
+            raise ValueError("the axis 'stage' is not the outermost of the mesh")
+        cut_over = {item.axis for item in self.decisions}
+        cut_over.update(axis for item in self.parameters.values() for axis in item.storage_axes)
+        if STAGE in self.mesh and STAGE in cut_over:
+            raise ValueError("a value is cut over the axis 'stage', which holds parts of the model")
         return self
 
     def __str__(self) -> str:

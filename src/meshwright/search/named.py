@@ -8,7 +8,15 @@ from meshwright.cluster.mesh import Mesh
 from meshwright.errors import StrategyError
 from meshwright.layout.assignment import Parameter, assign
 from meshwright.layout.groups import Analysis, Group
-from meshwright.plan.types import Decision, ParameterCut, ParameterPlan, Residency
+from meshwright.plan.types import (
+    STAGE,
+    Decision,
+    ParameterCut,
+    ParameterPlan,
+    Pipeline,
+    Recompute,
+    Residency,
+)
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
 from meshwright.search.axis_sequence import decisions as sequence_decisions
 from meshwright.search.tensor import tensor_groups
@@ -25,6 +33,8 @@ def candidate(
     microbatches: int,
     sequence: bool = False,
     attention: str | None = None,
+    pipeline: Pipeline | None = None,
+    recompute: Recompute = "none",
     name: str | None = None,
 ) -> Candidate:
     """The candidate of a composition of axes and ZeRO.
@@ -42,7 +52,7 @@ def candidate(
     sizes = dict(mesh.axes)
     decisions: list[Decision] = []
     for axis, parts in mesh.axes:
-        if parts > 1:
+        if parts > 1 and axis != STAGE:
             decisions += decide[axis](parts)
     parameters = {}
     axes = ("data",) if zero and sizes.get("data", 1) > 1 else ()
@@ -58,6 +68,7 @@ def candidate(
         name or name_of(mesh, zero, sequence, attention),
         mesh, zero, microbatches, tuple(decisions),
         {path: _as_stored(plan, stored[path]) for path, plan in parameters.items()},
+        pipeline, recompute,
     )  # fmt: skip
 
 
@@ -78,7 +89,14 @@ def _as_stored(plan: ParameterPlan, parameter: Parameter) -> ParameterPlan:
     return plan.model_copy(update={"cuts": cuts})
 
 
-def name_of(mesh: Mesh, zero: int, sequence: bool = False, attention: str | None = None) -> str:
+def name_of(
+    mesh: Mesh,
+    zero: int,
+    sequence: bool = False,
+    attention: str | None = None,
+    pipeline: Pipeline | None = None,
+    recompute: Recompute = "none",
+) -> str:
     parts = [f"{name}={size}" for name, size in mesh.axes if size > 1] or ["data=1"]
     if sequence:
         parts.append("sequence")
@@ -86,6 +104,12 @@ def name_of(mesh: Mesh, zero: int, sequence: bool = False, attention: str | None
         parts.append(f"attention={attention}")
     if zero:
         parts.append(f"zero={zero}")
+    if pipeline is not None and pipeline.virtual > 1:
+        parts.append(f"virtual={pipeline.virtual}")
+    if pipeline is not None and pipeline.schedule not in ("1f1b", "interleaved"):
+        parts.append(f"schedule={pipeline.schedule}")
+    if recompute != "none":
+        parts.append(f"recompute={recompute}")
     return ",".join(parts)
 
 

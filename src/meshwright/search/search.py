@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import NoPlanFits, StrategyError
 from meshwright.search.named import candidate, name_of
-from meshwright.search.strategy import Strategy, factorisations, mesh_for
+from meshwright.search.strategy import Strategy, factorisations, mesh_for, pipeline_of
 from meshwright.search.types import AnalysisFor, Candidate, Evaluate, Evaluated
 
 
@@ -44,11 +44,15 @@ def search(
     for microbatches in _counts(strategy, global_batch):
         analysis = analysis_for(microbatches)
         for mesh, zero in _space(strategy, devices):
+            pipeline, recompute = pipeline_of(strategy, mesh), strategy.recompute
             try:
                 made = candidate(
                     analysis, mesh, zero=zero, microbatches=microbatches,
                     sequence=strategy.sequence, attention=strategy.attention,
-                    name=name_of(mesh, zero, strategy.sequence, strategy.attention)
+                    pipeline=pipeline, recompute=recompute,
+                    name=name_of(
+                        mesh, zero, strategy.sequence, strategy.attention, pipeline, recompute
+                    )
                     + (f",microbatches={microbatches}" if microbatches > 1 else ""),
                 )  # fmt: skip
             except StrategyError as error:

@@ -8,14 +8,23 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 from types import MappingProxyType
+from typing import TypeVar, get_args
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import StrategyError
+from meshwright.plan.types import STAGE, Pipeline, Recompute, Schedule
 
-AXES = ("data", "context", "spatial", "edge", "expert", "tensor")  # outermost first
+AXES = ("stage", "data", "context", "spatial", "edge", "expert", "tensor")  # outermost first
 ATTENTION = ("gather", "ring")
-NAMES = (*AXES, "sequence", "attention", "zero", "microbatches", "auto")
-_LATER = ("stage", "schedule", "recompute", "offload")
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+NAMES = (
+    *AXES, "sequence", "attention", "zero", "microbatches", "virtual", "schedule", "recompute",
+    "auto",
+)  # fmt: skip
+_LATER = ("offload",)
+
+_Word = TypeVar("_Word", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,8 @@ class Strategy:
     axes: sizes of the mesh's axes; 0 takes what the other axes leave.
     sequence: between tensor-parallel parts, activations lie cut along the sequence.
     attention: how attention over a context axis gets its keys and values.
+    virtual, schedule: of a stage axis: pieces of the model a stage, and their order.
+    recompute: what the backward computes again.
     """
 
     text: str
@@ -34,6 +45,9 @@ class Strategy:
     auto: bool = False
     sequence: bool = False
     attention: str | None = None
+    virtual: int = 1
+    schedule: Schedule | None = None
+    recompute: Recompute = "none"
 
 
 def parse_strategy(text: str) -> Strategy:
@@ -43,6 +57,9 @@ def parse_strategy(text: str) -> Strategy:
     microbatches: int | None = None
     auto = sequence = False
     attention: str | None = None
+    virtual = 1
+    schedule: Schedule | None = None
+    recompute: Recompute = "none"
     seen: set[str] = set()
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
@@ -61,6 +78,12 @@ def parse_strategy(text: str) -> Strategy:
                 f"is one of {', '.join(ATTENTION)}.",
                 "Write it as in context=4,attention=ring, or leave the choice to the planner.",
             )
+        elif name == "schedule":
+            schedule = _one_of(text, part, value, SCHEDULES, "schedule=1f1b")
+        elif name == "recompute":
+            recompute = _one_of(text, part, value, RECOMPUTE, "recompute=full")
+        elif name == "virtual":
+            virtual = _number(text, part, value, at_least=1)
         elif name in AXES:
             axes[name] = _number(text, part, value, at_least=1) if "=" in part else 0
         elif name == "zero":
@@ -82,13 +105,44 @@ def parse_strategy(text: str) -> Strategy:
                 f"The strategy '{text}' has a part '{part.strip()}' that means nothing here.",
                 _suggest(name),
             )
-    for given, needs in (("sequence", "tensor"), ("attention", "context")):
+    for given, needs, example in _NEEDS:
         if given in seen and needs not in axes:
             raise StrategyError(
                 f"The strategy '{text}' has '{given}' without a {needs} axis, where it would act.",
-                f"Add one, as in {needs}=4,{given}{'=ring' if given == 'attention' else ''}.",
+                f"Add one, as in {needs}=4,{example}.",
             )
-    return Strategy(text, axes, zero, microbatches, auto, sequence, attention)
+    if virtual > 1 and schedule not in (None, "interleaved"):
+        raise StrategyError(
+            f"The strategy '{text}' gives each stage {virtual} pieces of the model, which the "
+            f"schedule {schedule} can't order.",
+            "Use schedule=interleaved, or leave out virtual.",
+        )
+    if schedule == "interleaved" and virtual == 1:
+        raise StrategyError(
+            f"The strategy '{text}' interleaves the pieces of a stage, but each has one.",
+            "Say how many, as in stage=4,virtual=2,schedule=interleaved.",
+        )
+    return Strategy(
+        text, axes, zero, microbatches, auto, sequence, attention, virtual, schedule, recompute
+    )
+
+
+_NEEDS = (
+    ("sequence", "tensor", "sequence"),
+    ("attention", "context", "attention=ring"),
+    ("schedule", "stage", "schedule=1f1b"),
+    ("virtual", "stage", "virtual=2"),
+)
+
+
+def _one_of(text: str, part: str, value: str, words: tuple[_Word, ...], example: str) -> _Word:
+    for word in words:
+        if word == value:
+            return word
+    raise StrategyError(
+        f"The strategy '{text}' asks for '{part.strip()}'; known are {', '.join(words)}.",
+        f"Write it as in {example}.",
+    )
 
 
 def _suggest(name: str) -> str:
@@ -105,6 +159,20 @@ def _number(text: str, part: str, value: str, at_least: int) -> int:
             "Write it as in data=2,tensor=2,zero=1.",
         )
     return int(value)
+
+
+def pipeline_of(strategy: Strategy, mesh: Mesh) -> Pipeline | None:
+    """The pipeline of a named strategy on its mesh, its cuts left open; None for one stage."""
+    stages = dict(mesh.axes).get(STAGE, 1)
+    if stages == 1:
+        if strategy.virtual > 1:
+            raise StrategyError(
+                f"The strategy '{strategy.text}' gives pieces of the model in turn to one stage.",
+                "Use two stages or more, or leave out virtual.",
+            )
+        return None
+    schedule = strategy.schedule or ("interleaved" if strategy.virtual > 1 else "1f1b")
+    return Pipeline(stages=stages, virtual=strategy.virtual, schedule=schedule)
 
 
 def mesh_for(strategy: Strategy, devices: int) -> Mesh:

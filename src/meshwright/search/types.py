@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.layout.groups import Analysis
-from meshwright.plan.types import Decision, ParameterPlan, Prediction
+from meshwright.plan.types import Decision, ParameterPlan, Pipeline, Prediction, Recompute
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Candidate:
     microbatches: int
     decisions: tuple[Decision, ...]
     parameters: dict[str, ParameterPlan]
+    pipeline: Pipeline | None = None
+    recompute: Recompute = "none"
 
 
 @dataclass(frozen=True)

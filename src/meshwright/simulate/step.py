@@ -8,14 +8,16 @@ one where there is one, since accumulated gradients are held from then on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from meshwright.cluster.types import Cluster
 from meshwright.cost.memory import optimizer_cost, persistent_bytes
 from meshwright.cost.table import CostTable, table_for
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import LoweredProgram, Section
-from meshwright.plan.types import Collective
+from meshwright.plan.types import Collective, Pipeline, Recompute
 from meshwright.program.types import Value
+from meshwright.simulate.executor import OWN, Executor
 from meshwright.simulate.queues import Queues
 from meshwright.simulate.section import GRADIENTS, KINDS, Held, SectionRun, run_section
 from meshwright.simulate.types import MemoryPoint, Simulation
@@ -30,6 +32,10 @@ def simulate(
     *,
     microbatches: int,
     optimizer: str,
+    pipeline: Pipeline | None = None,
+    recompute: Recompute = "none",
+    executor: Executor = OWN,
+    stands_for: Mapping[str, int] = MappingProxyType({}),
     memory_curve: bool = True,
 ) -> Simulation:
     """Time, memory and collectives of one step.
@@ -41,6 +47,8 @@ def simulate(
     """
     if microbatches < 1:
         raise UsageError(f"a step of {microbatches} microbatches", "Use at least one microbatch.")
+    if pipeline is not None or recompute != "none" or stands_for or executor != OWN:
+        raise UsageError("only what runs today can be simulated so far", "Leave the rest out.")
     return _Step(lowered, table_for(cluster), microbatches, optimizer, memory_curve).run()
 
 
