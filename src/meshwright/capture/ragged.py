@@ -9,7 +9,6 @@ what the user's code took for granted when it asked for a length's value.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
@@ -17,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import SymFloat, SymInt, Tensor
-from torch.overrides import TorchFunctionMode
 
 from meshwright import own_ops
+from meshwright.capture.lengths import Lengths
 from meshwright.capture.location import Line, Lines
+from meshwright.capture.ragged_indexing import Indexing
 from meshwright.errors import CaptureError
 from meshwright.torch_private import (
     FakeTensorMode,
-    LengthsEnvironment,
     OpOverload,
-    from_functional,
     give_lengths,
     length_terms,
     new_length,
@@ -42,12 +40,15 @@ _aten = torch.ops.aten
 # beyond the list's bound, so that no two lengths, nor one and a real size, seem equal.
 _LEAST = 11
 
-# A loop over the positions of a mask is captured as a loop over all that could be there.
-MOST_CANDIDATES = 4096
-
 _NEW = {
     _aten.new_zeros.default: 0.0, _aten.new_ones.default: 1.0, _aten.new_empty.default: 0.0,
 }  # fmt: skip
+
+
+_RESHAPES = frozenset({
+    _aten.squeeze.dim, _aten.squeeze.dims, _aten.squeeze.default, _aten.view.default,
+    _aten._unsafe_view.default, _aten.reshape.default, _aten.clone.default,
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Ragged:
 
     def __init__(self, recorder: Recorder, mode: FakeTensorMode, stop: CodeType) -> None:
         self._recorder = recorder
+        self._indexing = Indexing(self, recorder)
         self._mode = mode
-        self._environment: _Lengths | None = None
+        self._environment: Lengths | None = None
         self._stop = stop
         self.taken: list[tuple[str, Line, str]] = []  # what was taken for granted, where
         self._of_mask: dict[int, ListOf] = {}  # mask -> its lists
@@ -149,11 +151,9 @@ class Ragged:
         """Record an op in the form that knows about lists; NotImplemented for all others."""
         if func is _aten.nonzero.default:
             return self._matrix(args[0])
-        if func in _INDEXED:
-            return _INDEXED[func](self, func, args, kwargs)
-        if func is _aten.masked_scatter_backward.default and self.used:
-            picked = self._masked_select(func, args[:2], {})
-            return self._viewed(picked, args[2])
+        indexed = self._indexing.dispatch(func, args, kwargs)
+        if indexed is not NotImplemented:
+            return indexed
         if func in _NEW and args[0] in self:
             return self._new(func, args, kwargs)
         if func is _aten.any.default or func is _aten.any.dim or func is _aten.any.dims:
@@ -188,7 +188,7 @@ class Ragged:
             )
         shape = self.shape(mask.shape)
         if self._environment is None:
-            self._environment = _Lengths(self._asked)
+            self._environment = Lengths(self._asked)
             give_lengths(self._mode, self._environment)
         bound = max(ListOf((), shape).bound, _LEAST)
         hint = self._last_hint = _prime_beyond(max(self._last_hint, bound))
@@ -275,158 +275,13 @@ class Ragged:
         self._recorder.record(_aten.full.default, (list(args[1]), _NEW[func]), options, output)
         return output
 
-    def _positions(
-        self, indices: Sequence[Tensor | None]
-    ) -> tuple[list[Tensor | None], ListOf | None, list[int]]:
-        """Indices with masks replaced by their lists.
+    def list_at(self, number: int | None) -> tuple[ListOf, int] | None:
+        """The lists that a value belongs to, and which of them it is."""
+        return None if number is None else self._of_list.get(number)
 
-        Where all are lists of one mask, that mask's lists and which one each is.
-        """
-        plain: list[Tensor | None] = []
-        for index in indices:
-            if index is not None and index.dtype in (torch.bool, torch.uint8):
-                plain += [self._recorder.fake(number) for number in self.lists(index).lists]
-            else:
-                plain.append(index)
-        which: list[tuple[ListOf, int] | None] = []
-        for index in plain:
-            if index is not None:
-                number = self._recorder.number_of(index)
-                which.append(self._of_list.get(number) if number is not None else None)
-        known = [item for item in which if item is not None]
-        same = bool(known) and len(known) == len(which) and len({i[0].lists for i in known}) == 1
-        distinct = len({item[1] for item in known}) == len(known)
-        if same and distinct:
-            return plain, known[0][0], [item[1] for item in known]
-        return plain, None, []
-
-    def _index(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        masked = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-        if not masked and not self.used:
-            return NotImplemented
-        plain, lists, which = self._positions(args[1])
-        if lists is None and not masked:
-            return NotImplemented
-        output = _aten.index.Tensor(args[0], plain)
-        if lists is None:
-            self._recorder.record(_aten.index.Tensor, (args[0], plain), {}, output)
-        else:
-            given = (args[0], plain, list(lists.shape), which)
-            self._recorder.record(own_ops.take, given, {}, output)
-        return output
-
-    def _index_put(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        x, indices, values = args[:3]
-        accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
-        masked = [i for i in indices if i is not None and i.dtype in (torch.bool, torch.uint8)]
-        if not masked and not self.used:
-            return NotImplemented
-        if masked and len(indices) == 1 and values.numel() == 1 and not accumulate:
-            # One number everywhere: no position needs to be known.
-            mask = masked[0]
-            wide = _aten.view.default(mask, [*mask.shape, *[1] * (x.dim() - mask.dim())])
-            self._recorder.record(_aten.view.default, (mask, list(wide.shape)), {}, wide)
-            number = values
-            if values.dim():
-                number = _aten.view.default(values, [])
-                self._recorder.record(_aten.view.default, (values, []), {}, number)
-            output = _aten.where.self(wide, number, x)
-            self._recorder.record(_aten.where.self, (wide, number, x), {}, output)
-            return output
-        plain, lists, which = self._positions(indices)
-        if lists is None and not masked:
-            return NotImplemented
-        output = _aten.empty_like.default(x)
-        if lists is None:
-            given: tuple[Any, ...] = (x, plain, values, accumulate)
-            self._recorder.record(_aten.index_put.default, given, {}, output)
-        else:
-            given = (x, plain, values, accumulate, list(lists.shape), which)
-            self._recorder.record(own_ops.put, given, {}, output)
-        return output
-
-    def _index_select(
-        self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        x, dim, index = args
-        plain, lists, which = self._positions([index]) if self.used else ([], None, [])
-        if lists is None:
-            return NotImplemented
-        output = func(*args, **kwargs)
-        indices = [*[None] * (dim % x.dim()), *plain]
-        given = (x, indices, list(lists.shape), which)
-        self._recorder.record(own_ops.take, given, {}, output)
-        return output
-
-    def _index_add(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        x, dim, index, source = args[:4]
-        plain, lists, which = self._positions([index]) if self.used else ([], None, [])
-        if lists is None or kwargs.get("alpha", 1) != 1:
-            return NotImplemented
-        output = func(*args, **kwargs)
-        indices = [*[None] * (dim % x.dim()), *plain]
-        given = (x, indices, source, func is _aten.index_add.default, list(lists.shape), which)
-        self._recorder.record(own_ops.put, given, {}, output)
-        return output
-
-    def _masked_select(
-        self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Tensor:
-        x, mask = args
-        shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
-            x.shape, mask.shape
-        )
-        taken = self._index(
-            _aten.index.Tensor, (self._expanded(x, shape), [self._leading(mask, shape)]), {}
-        )
-        if taken.dim() == 1:
-            return taken  # type: ignore[no-any-return]
-        return self._viewed(taken, [taken.numel()])
-
-    def _viewed(self, x: Tensor, sizes: Sequence[int | SymInt]) -> Tensor:
-        made: Tensor = _aten.view.default(x, list(sizes))
-        self._recorder.record(_aten.view.default, (x, list(sizes)), {}, made)
-        return made
-
-    def _masked_scatter(
-        self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """Of a source that is as long as the mask's own list, as in a gradient."""
-        x, mask, source = args
-        if source not in self:
-            return NotImplemented
-        mask = self._leading(mask, x.shape)
-        rest = list(x.shape[mask.dim() :])
-        lists = self.lists(mask)
-        wanted = [self._recorder.fake(lists.lists[0]).shape[0], *rest]
-        if self.dims(source.shape)[0] != lists.lists[0]:
-            return NotImplemented
-        values = source
-        if list(source.shape) != wanted:
-            values = _aten.view.default(source, wanted)
-            self._recorder.record(_aten.view.default, (source, wanted), {}, values)
-        return self._index_put(_aten.index_put.default, (x, [mask], values, False), {})
-
-    def _leading(self, mask: Tensor, shape: Sequence[int]) -> Tensor:
-        """The part of a mask before the last dims along which it is the same everywhere."""
-        while mask.dim() > 1 and (
-            (mask.shape[-1] == 1 and shape[-1] != 1) or mask.stride()[-1] == 0
-        ):
-            known = self._narrow.get(self._recorder.number(mask))
-            if known is not None:
-                narrow = self._recorder.fake(known)
-            else:
-                narrow = _aten.select.int(mask, -1, 0)
-                self._recorder.record(_aten.select.int, (mask, -1, 0), {}, narrow)
-            mask, shape = narrow, shape[:-1]
-        return self._expanded(mask, shape)
-
-    def _expanded(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        if tuple(x.shape) == tuple(shape):
-            return x
-        made: Tensor = _aten.expand.default(x, list(shape))
-        self._recorder.record(_aten.expand.default, (x, list(shape)), {}, made)
-        return made
+    def narrow(self, number: int) -> int | None:
+        """The value that this one is but for an expanded last dim."""
+        return self._narrow.get(number)
 
     # Questions that only values could answer.
 
@@ -483,150 +338,3 @@ def _prime_beyond(number: int) -> int:
     while not all(number % divisor for divisor in range(2, int(number**0.5) + 1)):
         number += 1
     return number
-
-
-class CandidatesForLists(TorchFunctionMode):
-    """A loop over positions runs for every position there could be; `if mask.any()` is true.
-
-    Both hold where the body does nothing for a mask that selects nothing, as that of a
-    mixture of experts. It is noted as taken for granted.
-    """
-
-    def __init__(self, ragged: Ragged) -> None:
-        super().__init__()
-        self._ragged = ragged
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        ragged = self._ragged
-        if func is torch.nn.functional.one_hot:
-            return _one_hot(*args, **(kwargs or {}))
-        if (
-            func is Tensor.__getitem__
-            and args[1] == slice(None)
-            and from_functional(args[0]) in ragged
-        ):
-            return args[0]
-        if func in _LOOPS and args and (func not in _UNBINDS or _first_dim(args, kwargs)):
-            found = ragged.candidates(from_functional(args[0]))
-            if found is not None:
-                if len(found) > MOST_CANDIDATES:
-                    raise CaptureError(
-                        f"The step loops over the positions of a mask that has {len(found)}.",
-                        "Work on all of them at once, with the positions as an index.",
-                    )
-                ragged.note(
-                    f"the loop runs for all {len(found)} positions that the mask could select, "
-                    "and does nothing for those that it does not"
-                )
-                matrix = args[0].dim() == 2
-                if func is Tensor.tolist:
-                    return [list(item) if matrix else item[0] for item in found]
-                made = [torch.tensor(list(item) if matrix else item[0]) for item in found]
-                return iter(made) if func is Tensor.__iter__ else tuple(made)
-        elif func in _TRUTHS and ragged.whether(from_functional(args[0])):
-            ragged.note("some position is selected, or the branch does nothing for none")
-            return True
-        return func(*args, **(kwargs or {}))
-
-
-def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """What PyTorch's does, without looking whether the classes are in range."""
-    if num_classes < 1:
-        return torch.nn.functional.one_hot(tensor, num_classes)
-    classes = torch.arange(num_classes, dtype=tensor.dtype, device=tensor.device)
-    return (tensor.unsqueeze(-1) == classes).to(torch.int64)
-
-
-_UNBINDS = frozenset({Tensor.unbind, torch.unbind})
-_LOOPS = frozenset({Tensor.__iter__, Tensor.tolist}) | _UNBINDS
-_TRUTHS = frozenset({Tensor.__bool__, Tensor.item})
-
-
-def _first_dim(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
-    dim: int = args[1] if len(args) > 1 else (kwargs or {}).get("dim", 0)
-    return dim == 0
-
-
-_SYMBOLIC = ("torch/fx/experimental/", "torch/utils/_sympy/", "sympy/", "/torch_private.py")
-_ASKING = ("torch/__init__.py", "torch/_tensor.py")
-
-
-class _Lengths(LengthsEnvironment):
-    """Answers for every length with its stand-in, and tells when the user's code asked.
-
-    PyTorch's own questions (is it contiguous, is it broadcast) have the same answer for
-    every length. A condition in the user's code may not: it is told to `asked`.
-    """
-
-    def __init__(self, asked: Any) -> None:
-        super().__init__(specialize_zero_one=False, duck_shape=False)
-        self.hints: dict[Any, Any] = {}  # what stands for each length in conditions
-        self.bounds: dict[Any, Any] = {}  # the largest that each can be
-        self._values: dict[Any, Any] = {}
-        self._parts: dict[str, str] = {}  # what part of PyTorch a file is
-        self._asked = asked
-        self._lines = Lines()
-
-    def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
-        value = self._values.get(orig_expr)
-        if value is None:
-            value = orig_expr.xreplace(self.hints) if orig_expr.free_symbols else orig_expr
-            self._values[orig_expr] = value
-        if not value.is_Boolean and not orig_expr.free_symbols:
-            return value
-        by, line = self._asker()
-        if by in ("__bool__", "bool_") and line:
-            self._asked(f"a condition on a length is {bool(value)}")
-        elif not value.is_Boolean:
-            if not line:
-                raise CaptureError(
-                    "An op needs to know a length that is only known when the step runs.",
-                    "Write it with ops that take any number of rows, such as indexing, "
-                    "matrix products and index_add.",
-                )
-            self._asked("a length is used as a plain number, the largest it can be")
-            value = orig_expr.xreplace(self.bounds)
-        return value
-
-    def _asker(self) -> tuple[str, bool]:
-        """How a Python number was asked for, and whether the user's own line did."""
-        frame = sys._getframe(2)
-        by = ""
-        while frame is not None and self._part(frame.f_code.co_filename) == "symbolic":
-            frame = frame.f_back  # type: ignore[assignment]
-        while frame is not None and self._part(frame.f_code.co_filename) == "asking":
-            by = by or frame.f_code.co_name
-            frame = frame.f_back  # type: ignore[assignment]
-        return by, bool(by) and frame is not None and self._lines.is_user(frame.f_code)
-
-    def _part(self, file: str) -> str:
-        found = self._parts.get(file)
-        if found is None:
-            symbolic = any(part in file for part in _SYMBOLIC)
-            found = "symbolic" if symbolic else "asking" if file.endswith(_ASKING) else "other"
-            self._parts[file] = found
-        return found
-
-
-_RESHAPES = frozenset({
-    _aten.squeeze.dim, _aten.squeeze.dims, _aten.squeeze.default, _aten.view.default,
-    _aten._unsafe_view.default, _aten.reshape.default, _aten.clone.default,
-})  # fmt: skip
-
-_INDEXED = {
-    _aten.index.Tensor: Ragged._index,
-    _aten._unsafe_index.Tensor: Ragged._index,
-    _aten.index_put.default: Ragged._index_put,
-    _aten._unsafe_index_put.default: Ragged._index_put,
-    _aten.index_select.default: Ragged._index_select,
-    _aten.index_add.default: Ragged._index_add,
-    _aten.index_copy.default: Ragged._index_add,
-    _aten.masked_select.default: Ragged._masked_select,
-    _aten.masked_scatter.default: Ragged._masked_scatter,
-}

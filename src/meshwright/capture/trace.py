@@ -22,7 +22,7 @@ from meshwright.capture.frozen import PythonState, carried, warn_of
 from meshwright.capture.location import RunningModules
 from meshwright.capture.loss import run_loss
 from meshwright.capture.opaque import Opaques
-from meshwright.capture.ragged import CandidatesForLists
+from meshwright.capture.ragged_loops import CandidatesForLists
 from meshwright.capture.recorder import Recorder
 from meshwright.capture.state import make_functional, restored, state_tensors
 from meshwright.capture.substitutes import Substitutes, without_values
