@@ -20,10 +20,10 @@ def test_profile(kind: str) -> None:
     profile = builtin_profile(kind)
     assert profile.source
     assert not profile.calibrated
-    assert profile.links is not None
+    assert profile.links
     if kind != "cpu":
         assert profile.name == kind
-        assert profile.links.intra_bytes_per_s > profile.links.inter_bytes_per_s
+        assert profile.links[0].bytes_per_s > profile.links[-1].bytes_per_s
     rates = [point.x / point.seconds for point in profile.matmul]
     assert all(later > 0.999 * earlier for earlier, later in pairwise(rates))
     assert 0.4 * profile.peak_flops < rates[-1] <= profile.peak_flops

@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from meshwright.cluster.levels import levels_of
 from meshwright.cluster.profile_file import builtin_profile, explain, load_profile, read_text
-from meshwright.cluster.types import Cluster, CollectiveCurve, HostGroup, Links, Point, Profile
+from meshwright.cluster.types import Cluster, CollectiveCurve, HostGroup, LinkLevel, Point, Profile
 from meshwright.errors import ClusterError
 
 _FORMS = "Write it as local:4, 16x8:h100-sxm, 4x8:h100-sxm+8x8:a100-80g, or a path to a JSON file."
@@ -106,14 +108,13 @@ def _profile(kind: str, folder: Path | None = None) -> Profile:
 
 
 def _host_group(hosts: int, devices: int, profile: Profile) -> HostGroup:
-    links = profile.links or _default_links()
-    return HostGroup(hosts=hosts, devices=devices, profile=profile, **links.model_dump())
+    return HostGroup(
+        hosts=hosts, devices=devices, profile=profile, levels=_levels(hosts, devices, profile)
+    )
 
 
-def _default_links() -> Links:
-    links = builtin_profile("cpu").links
-    assert links is not None
-    return links
+def _levels(hosts: int, devices: int, profile: Profile) -> tuple[LinkLevel, ...]:
+    return levels_of(profile.links or builtin_profile("cpu").links, hosts, devices)
 
 
 def _count(digits: str, what: str, text: str) -> int:
@@ -157,12 +158,19 @@ def _completed(group: Any, folder: Path) -> Any:
     if not isinstance(group, dict):
         return group
     profile = group.get("profile")
-    links: dict[str, Any] = {}
     if isinstance(profile, str):
-        chosen = _profile(profile, folder)
-        group = {**group, "profile": chosen}
-        links = (chosen.links or _default_links()).model_dump()
+        profile = _profile(profile, folder)
     elif isinstance(profile, dict):
-        given = profile.get("links")
-        links = given if isinstance(given, dict) else _default_links().model_dump()
-    return {**links, **group}
+        with suppress(ValidationError):  # which the whole file's validation then tells
+            profile = Profile.model_validate(profile)
+    group = {**group, "profile": profile}
+    hosts, devices = group.get("hosts"), group.get("devices")
+    if "levels" in group or not isinstance(profile, Profile):
+        return group
+    if not isinstance(hosts, int) or not isinstance(devices, int) or hosts < 1 or devices < 1:
+        return {**group, "levels": ()}
+    levels = [level.model_dump() for level in _levels(hosts, devices, profile)]
+    for key in [key for key in group if key.startswith(("intra_", "inter_"))]:
+        place = 0 if key.startswith("intra_") else -1
+        levels[place][key.partition("_")[2]] = group.pop(key)
+    return {**group, "levels": levels}

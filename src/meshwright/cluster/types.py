@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+LevelName = Literal["device", "host", "rack", "across"]
+TierName = Literal["hbm", "ram", "host", "disk"]
+
+LEVELS: tuple[LevelName, ...] = ("device", "host", "rack", "across")
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Point(Record):
@@ -36,17 +41,55 @@ class CollectiveCurve(Record):
     points: Curve = Field(min_length=1)
 
 
-class Links(Record):
-    """Links of a usual host of one kind of device.
+class Tier(Record):
+    """Memory that a device can reach.
 
-    Latency in seconds; bandwidth per direction and device in bytes/s, as a
-    collective achieves it. `intra` joins devices of one host, `inter` joins hosts.
+    bytes: this device's part of it. Bandwidths in bytes/s, as seen by the
+    device: `read` fetches from the tier, `write` stores into it. latency_s of
+    one transfer. shared_by: how many devices share the bandwidth, 1 where each has its own.
     """
 
-    intra_bytes_per_s: float = Field(gt=0)
-    intra_latency_s: float = Field(ge=0)
-    inter_bytes_per_s: float = Field(gt=0)
-    inter_latency_s: float = Field(ge=0)
+    name: TierName
+    bytes: int = Field(gt=0)
+    read_bytes_per_s: float = Field(gt=0)
+    write_bytes_per_s: float = Field(gt=0)
+    latency_s: float = Field(ge=0)
+    shared_by: int = Field(default=1, ge=1)
+
+
+class Link(Record):
+    """Links of one level around a usual host of one kind of device.
+
+    devices: how many devices one unit of the level joins; None where that
+    follows from the cluster: a host's devices for `host`, all for `across`.
+    bytes_per_s of one link in each direction, latency_s of one message;
+    shared_by: how many devices share one link.
+    """
+
+    name: LevelName
+    devices: int | None = Field(default=None, ge=1)
+    bytes_per_s: float = Field(gt=0)
+    latency_s: float = Field(ge=0)
+    shared_by: int = Field(default=1, ge=1)
+
+
+class LinkLevel(Record):
+    """Links that join `devices` devices, counted in ranks from the innermost level outwards.
+
+    A device's own link carries `bytes_per_s` in each direction; where it is
+    `shared_by` several, they have that much together.
+    """
+
+    name: LevelName
+    devices: int = Field(ge=1)
+    latency_s: float = Field(ge=0)
+    bytes_per_s: float = Field(gt=0)
+    shared_by: int = Field(default=1, ge=1)
+
+    @property
+    def device_bytes_per_s(self) -> float:
+        """Each device's part, in each direction, while all use the level at once."""
+        return self.bytes_per_s / self.shared_by
 
 
 class Profile(Record):
@@ -65,7 +108,9 @@ class Profile(Record):
     peak_flops: arithmetic rate that MFU is stated against, in FLOP/s.
     calibrated: true when the figures were measured where the work will run.
     processes: how many processes competed for the machine while it was measured.
-    links: None where the kind of device says nothing about its host.
+    links: of a usual host, innermost first; empty where the kind of device says
+        nothing about its host.
+    lower_tiers: memory beyond the device's own, nearest first.
     """
 
     format_version: int = 1
@@ -84,24 +129,81 @@ class Profile(Record):
     family_rate: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     calibrated: bool = False
     processes: int | None = Field(default=None, ge=1)
-    links: Links | None = None
+    links: tuple[Link, ...] = ()
+    lower_tiers: tuple[Tier, ...] = ()
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """All memory that the device can reach, its own first."""
+        own = Tier(
+            name="ram" if self.device == "cpu" else "hbm",
+            bytes=self.memory_bytes,
+            read_bytes_per_s=self.memory_bytes_per_s,
+            write_bytes_per_s=self.memory_bytes_per_s,
+            latency_s=0.0,
+        )
+        return (own, *self.lower_tiers)
 
 
 class HostGroup(Record):
     """`hosts` equal hosts with `devices` devices each of the kind that `profile` describes.
 
-    intra and inter describe links by latency in seconds and bandwidth per
-    direction and device in bytes/s; they are used where the profile holds no
-    measured collectives.
+    levels: the links between them, innermost first; the last joins all of them
+    and, in a cluster of several groups, leads out of the group. Ranks count the
+    devices of a host first. Where the profile holds measured collectives, those
+    are read instead.
     """
 
     hosts: int = Field(ge=1)
     devices: int = Field(ge=1)
     profile: Profile
-    intra_bytes_per_s: float = Field(gt=0)
-    intra_latency_s: float = Field(ge=0)
-    inter_bytes_per_s: float = Field(gt=0)
-    inter_latency_s: float = Field(ge=0)
+    levels: tuple[LinkLevel, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_levels(cls, data: Any) -> Any:
+        """Accepts `intra_*` and `inter_*` in place of `levels`, as earlier files have them."""
+        if not isinstance(data, dict) or "intra_bytes_per_s" not in data:
+            return data
+        data = dict(data)
+        hosts, devices = data.get("hosts"), data.get("devices")
+        both = []
+        for old, name, count in (("intra", "host", devices), ("inter", "across", None)):
+            if count is None and isinstance(hosts, int) and isinstance(devices, int):
+                count = hosts * devices
+            both.append(
+                {
+                    "name": name,
+                    "devices": count,
+                    "latency_s": data.pop(f"{old}_latency_s", None),
+                    "bytes_per_s": data.pop(f"{old}_bytes_per_s", None),
+                }
+            )
+        return {**data, "levels": both}
+
+    @property
+    def size(self) -> int:
+        return self.hosts * self.devices
+
+    @property
+    def intra_bytes_per_s(self) -> float:
+        return self._inside.device_bytes_per_s
+
+    @property
+    def intra_latency_s(self) -> float:
+        return self._inside.latency_s
+
+    @property
+    def inter_bytes_per_s(self) -> float:
+        return self.levels[-1].device_bytes_per_s
+
+    @property
+    def inter_latency_s(self) -> float:
+        return self.levels[-1].latency_s
+
+    @property
+    def _inside(self) -> LinkLevel:
+        return next(level for level in self.levels if level.devices >= self.devices)
 
 
 class Cluster(Record):
