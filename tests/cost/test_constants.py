@@ -10,7 +10,8 @@ from meshwright.cost.constants import default_constants, entries
 def test_every_constant_is_described() -> None:
     for entry in entries():
         assert entry.unit in ("share", "s", "elements", "exponentials")
-        assert entry.meaning and entry.value > 0
+        assert entry.meaning
+        assert entry.value > 0
         assert entry.name.endswith("_s") == (entry.unit == "s")
         if "efficiency" in entry.name or entry.unit == "share":
             assert entry.value <= 1
