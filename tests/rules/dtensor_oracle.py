@@ -73,13 +73,32 @@ def overload(target: str) -> Any:
 def ask(
     target: str, args: Sequence[Any], kwargs: Mapping[str, Any], placements: Sequence[str]
 ) -> Answer:
-    """What DTensor makes of a call whose tensors, in argument order, lie as `placements` say."""
+    """What DTensor makes of a call whose tensors, in argument order, lie as `placements` say.
+
+    Some ops' shapes are worked out for accelerators' numbers alone. A refused call of
+    fp32 is asked about again in bf16: how its parts lie doesn't depend on that.
+    """
+    answer = _ask(target, args, kwargs, placements, torch.float32)
+    if answer.kind == "refuses":
+        answer = _ask(target, args, kwargs, placements, torch.bfloat16)
+    return answer
+
+
+def _ask(
+    target: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    placements: Sequence[str],
+    single: torch.dtype,
+) -> Answer:
+    """`ask` with `single` in place of fp32."""
     op, known = overload(target), propagator()
     left = iter(placements)
 
     def question(item: Any) -> Any:
         if isinstance(item, Tensor):
-            meta = TensorMeta(item.shape, item.stride(), item.dtype)
+            dtype = single if item.dtype is torch.float32 else item.dtype
+            meta = TensorMeta(item.shape, item.stride(), dtype)
             return DTensorSpec(mesh(), (parsed(next(left)),), tensor_meta=meta)
         if isinstance(item, (list, tuple)):
             return type(item)(question(part) for part in item)
