@@ -36,8 +36,6 @@ class CandidatesForLists(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         ragged = self._ragged
-        if func is torch.nn.functional.one_hot:
-            return _one_hot(*args, **(kwargs or {}))
         if (
             func is Tensor.__getitem__
             and args[1] == slice(None)
@@ -65,14 +63,6 @@ class CandidatesForLists(TorchFunctionMode):
             ragged.note("some position is selected, or the branch does nothing for none")
             return True
         return func(*args, **(kwargs or {}))
-
-
-def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """What PyTorch's does, without looking whether the classes are in range."""
-    if num_classes < 1:
-        return torch.nn.functional.one_hot(tensor, num_classes)
-    classes = torch.arange(num_classes, dtype=tensor.dtype, device=tensor.device)
-    return (tensor.unsqueeze(-1) == classes).to(torch.int64)
 
 
 _UNBINDS = frozenset({Tensor.unbind, torch.unbind})

@@ -28,7 +28,8 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
             "one_hot without num_classes makes as many classes as the values ask for.",
             "Give num_classes.",
         )
-    return (tensor.unsqueeze(-1) == torch.arange(num_classes)).to(torch.int64)
+    classes = torch.arange(num_classes, dtype=tensor.dtype, device=tensor.device)
+    return (tensor.unsqueeze(-1) == classes).to(torch.int64)
 
 
 def _gaussian_nll_loss(
