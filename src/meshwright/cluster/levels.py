@@ -30,6 +30,7 @@ def levels_of(links: Sequence[Link], hosts: int, devices: int) -> tuple[LinkLeve
                 latency_s=link.latency_s,
                 bytes_per_s=link.bytes_per_s,
                 shared_by=min(link.shared_by, joined if link.name != "across" else devices),
+                in_network=link.in_network,
             )
         )
     return tuple(levels)

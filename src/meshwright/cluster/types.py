@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 LevelName = Literal["device", "host", "rack", "across"]
 TierName = Literal["hbm", "ram", "host", "disk"]
+Dtypes = Literal["float64", "float32", "tf32", "bfloat16", "float16", "float8", "float4"]
 
 LEVELS: tuple[LevelName, ...] = ("device", "host", "rack", "across")
 
@@ -63,7 +64,8 @@ class Link(Record):
     devices: how many devices one unit of the level joins; None where that
     follows from the cluster: a host's devices for `host`, all for `across`.
     bytes_per_s of one link in each direction, latency_s of one message;
-    shared_by: how many devices share one link.
+    shared_by: how many devices share one link. in_network: whether its
+    switches add up, so that an all_reduce sends each byte once.
     """
 
     name: LevelName
@@ -71,13 +73,14 @@ class Link(Record):
     bytes_per_s: float = Field(gt=0)
     latency_s: float = Field(ge=0)
     shared_by: int = Field(default=1, ge=1)
+    in_network: bool = False
 
 
 class LinkLevel(Record):
     """Links that join `devices` devices, counted in ranks from the innermost level outwards.
 
     A device's own link carries `bytes_per_s` in each direction; where it is
-    `shared_by` several, they have that much together.
+    `shared_by` several, they have that much together. `in_network` as in `Link`.
     """
 
     name: LevelName
@@ -85,6 +88,7 @@ class LinkLevel(Record):
     latency_s: float = Field(ge=0)
     bytes_per_s: float = Field(gt=0)
     shared_by: int = Field(default=1, ge=1)
+    in_network: bool = False
 
     @property
     def device_bytes_per_s(self) -> float:
@@ -95,22 +99,45 @@ class LinkLevel(Record):
 class Profile(Record):
     """Coefficients of one kind of device, measured by `calibrate` or published.
 
+    Two sorts. With `matmul`, the figures are what was measured (or, for the
+    built-in CPU, guessed) to be reached. Without it, they are the peaks that
+    data sheets state, and the cost model's own constants say how much of them
+    is reached (`meshwright.cost.constants`).
+
+    memory_bytes: memory of one device, in bytes, that PyTorch can allocate from.
+    memory_bytes_per_s: bandwidth of that memory, reads and writes counted alike.
+    peak_flops: arithmetic rate that MFU is stated against, in FLOP/s: that of `matmul_dtype`.
+    op_overhead_s: fixed time of one op's launch.
+
+    Of measured profiles:
     matmul: time by FLOPs of one matmul, at `matmul_dtype`; rates follow from it.
     dtype_rate: speed of matmul at other dtypes, as a multiple of `matmul_dtype`'s.
-    memory_bytes_per_s: streaming bandwidth of pointwise ops, reads and writes counted.
     memory: time of one pointwise op by bytes read and written, launch included;
         where it is empty, `op_overhead_s` and `memory_bytes_per_s` stand in.
     family_rate: speed of an op family (`meshwright.cost.families`) as a multiple
         of plain matmul's for the matmul-like ones, of streaming's for the rest;
         `convolution_backward` and the like overrule it for the backward.
-    op_overhead_s: fixed time of one op's launch.
-    memory_bytes: memory of one device.
-    peak_flops: arithmetic rate that MFU is stated against, in FLOP/s.
+    collectives: measured times of collectives; read in place of `links` where there are any.
     calibrated: true when the figures were measured where the work will run.
     processes: how many processes competed for the machine while it was measured.
+
+    Of published ones:
+    architecture: generation of the chip in lower case, such as `ampere`.
+    peak_flops_by_dtype: dense FLOP/s of matmuls by dtype: those of `Dtypes` that the
+        device has. `float32` is what its plain units reach, tensor cores left out.
+    compute_units: streaming multiprocessors, compute units or matrix units.
+    clock_hz: clock at which `peak_flops` holds.
+    exponentials_per_s: rate of its special-function units.
+    l2_bytes: size of the cache that all compute units share.
+    power_w: most power that a device may draw.
+    host_devices: how many such devices a usual host has.
+
+    Of both:
     links: of a usual host, innermost first; empty where the kind of device says
         nothing about its host.
     lower_tiers: memory beyond the device's own, nearest first.
+    sources: where figures come from, by the name of the field. `links.host` stands for
+        all of that link's fields, `links.host.bytes_per_s` for one.
     """
 
     format_version: int = 1
@@ -121,7 +148,7 @@ class Profile(Record):
     peak_flops: float = Field(gt=0)
     memory_bytes_per_s: float = Field(gt=0)
     op_overhead_s: float = Field(ge=0)
-    matmul: Curve = Field(min_length=1)
+    matmul: Curve = ()
     collectives: tuple[CollectiveCurve, ...] = ()
     matmul_dtype: str = "float32"
     dtype_rate: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -129,8 +156,26 @@ class Profile(Record):
     family_rate: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     calibrated: bool = False
     processes: int | None = Field(default=None, ge=1)
+    architecture: str | None = None
+    peak_flops_by_dtype: dict[Dtypes, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    compute_units: int | None = Field(default=None, ge=1)
+    clock_hz: float | None = Field(default=None, gt=0)
+    exponentials_per_s: float | None = Field(default=None, gt=0)
+    l2_bytes: int | None = Field(default=None, ge=1)
+    power_w: float | None = Field(default=None, gt=0)
+    host_devices: int | None = Field(default=None, ge=1)
     links: tuple[Link, ...] = ()
     lower_tiers: tuple[Tier, ...] = ()
+    sources: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _says_how_fast_it_computes(self) -> Self:
+        if not self.matmul and self.matmul_dtype not in self.peak_flops_by_dtype:
+            raise ValueError(
+                "either matmul (measured times) or peak_flops_by_dtype with the rate of "
+                f"matmul_dtype, {self.matmul_dtype}, is needed"
+            )
+        return self
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
