@@ -45,6 +45,9 @@ class Constants:
     attention_backward_efficiency_volta: float
     attention_backward_efficiency_ampere: float
     attention_backward_efficiency_hopper: float
+    attention_forward_efficiency_flash3: float
+    attention_backward_efficiency_flash3: float
+    attention_flash1_rate: float
     exponentials_per_score_forward: float
     exponentials_per_score_backward: float
     convolution_efficiency: float
@@ -69,11 +72,17 @@ class Constants:
             return float(getattr(self, f"matmul_efficiency_{kind}"))
         return self.matmul_efficiency_other
 
-    def attention_efficiency(self, architecture: str | None, backward: bool) -> float:
+    def attention_efficiency(
+        self, architecture: str | None, backward: bool, kernel: str = "flash2"
+    ) -> float:
+        """Of the products in fused attention; `flash3` where there is one, else the one before."""
         kind = _LIKE.get(architecture or "", architecture)
         kind = kind if kind in ("ampere", "hopper") else "volta"
+        if kernel == "flash3" and kind == "hopper":
+            kind = kernel
         way = "backward" if backward else "forward"
-        return float(getattr(self, f"attention_{way}_efficiency_{kind}"))
+        efficiency = float(getattr(self, f"attention_{way}_efficiency_{kind}"))
+        return efficiency * (self.attention_flash1_rate if kernel == "flash1" else 1.0)
 
 
 def entries() -> tuple[Entry, ...]:

@@ -1,0 +1,95 @@
+"""Time of fused attention on an accelerator.
+
+Products run on tensor cores at the kernel's own efficiency; beside them every
+score costs exponentials that are not hidden. That makes the known dependence on
+the head's size: FLOP/s = 1 / (a / d + b). Blocks of queries are the tiles; a
+causal mask skips whole blocks of keys. See Dao et al. 2022, Dao 2023 and Shah et
+al. 2024 (FlashAttention 1 to 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil, prod
+from typing import NamedTuple
+
+from meshwright.cost.constants import Constants
+from meshwright.cost.flops import is_causal
+from meshwright.cost.hardware import AttentionKernel, Hardware
+from meshwright.program.types import ITEM_BYTES, Op, Value
+
+_BLOCK = 128
+# Products of the backward, beside the forward's one by each of `d` and `dv`.
+_BACKWARD_PRODUCTS = 2.5
+
+
+class Attention(NamedTuple):
+    """Sizes of one call: `heads` counts all examples' heads."""
+
+    heads: int
+    queries: int
+    keys: int
+    width: int  # of a query and of a value, together
+    causal: bool
+    backward: bool
+
+
+def attention_of(op: Op, values: Mapping[str, Value]) -> Attention:
+    name = op.target.split(".")[1]
+    operands = [values[operand] for operand in op.operands()]
+    backward = name.endswith("_backward")
+    query, key = operands[1:3] if backward else operands[:2]
+    if name.startswith("attention_step"):  # keys and values come side by side
+        width = key.shape[-1]
+    else:
+        width = query.shape[-1] + operands[3 if backward else 2].shape[-1]
+    # The inner ops take [B, S, H, D], the public ones [B, H, S, D].
+    if name.startswith(("_flash_attention", "_efficient_attention")) and len(key.shape) == 4:
+        heads, queries, keys = prod((query.shape[0], query.shape[2])), query.shape[1], key.shape[1]
+    else:
+        heads, queries, keys = prod(query.shape[:-2]), query.shape[-2], key.shape[-2]
+    return Attention(heads, queries, keys, width, is_causal(op), backward)
+
+
+def attention_seconds(
+    attention: Attention,
+    dtype: str,
+    kernel: AttentionKernel,
+    hardware: Hardware,
+    constants: Constants,
+) -> float:
+    """Seconds of the kernels' work, launches and the reading of operands left out."""
+    item = attention
+    if not item.heads or not item.queries or not item.keys:
+        return 0.0
+    rate = hardware.peak(dtype) * constants.attention_efficiency(
+        hardware.architecture, item.backward, kernel
+    )
+    flops = 2.0 * item.width * (_BACKWARD_PRODUCTS if item.backward else 1.0)
+    exponentials = (
+        constants.exponentials_per_score_backward
+        if item.backward
+        else constants.exponentials_per_score_forward
+    )
+    score_s = flops / rate + exponentials / hardware.special_per_s
+    blocks = ceil(item.queries / _BLOCK)
+    tiles = item.heads * blocks
+    rows = min(_BLOCK, item.queries)
+    tile_s = rows * item.keys * score_s * hardware.multiprocessors
+    waves = ceil(tiles / hardware.multiprocessors)
+    if item.causal:
+        # Tiles differ in length, so that short ones fill the gaps; the longest is the least.
+        across = ceil(item.keys / _BLOCK)
+        tile_s = max(
+            tile_s * (across + 1) / (2 * across) * tiles / hardware.multiprocessors, tile_s
+        )
+        seconds = tile_s
+    else:
+        seconds = waves * tile_s
+    seconds += waves * constants.tile_overhead_s
+    if item.backward:  # kernels before and after: row sums of the output, the query's gradient
+        numel = item.heads * item.queries * item.width // 2
+        moved = numel * (2 * ITEM_BYTES.get(dtype, 2) + 3 * 4)
+        seconds += moved / (hardware.memory_bytes_per_s * constants.memory_efficiency)
+        seconds += 2 * constants.kernel_launch_s
+    return seconds

@@ -1,0 +1,63 @@
+"""Time of matrix products on an accelerator: tiles in waves over its multiprocessors.
+
+A product is cut into tiles of one of a few shapes, each a multiprocessor's work
+for one wave; a wave that is not full costs as much as a full one. A tile loses
+the time that its borders take to load beside the arithmetic, and a fixed time to
+begin and end (NVIDIA, "Matrix Multiplication Background User's Guide"). The
+library picks the shape, and in how many parts the depth is cut, by the time.
+"""
+
+from __future__ import annotations
+
+from math import ceil, log2
+
+from meshwright.cost.constants import Constants
+from meshwright.cost.hardware import Hardware
+from meshwright.cost.products import Product
+
+# Shapes that cuBLAS has kernels of; each may be turned around.
+_TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (32, 16))
+_DEPTH_CUTS = (1, 2, 4, 8, 16, 32)
+
+# Tensor cores want 16 bytes in a row.
+_ROW_BYTES = 16
+
+
+def product_seconds(
+    product: Product, dtype: str, item_bytes: int, hardware: Hardware, constants: Constants
+) -> float:
+    """Seconds of the arithmetic, launch and reading of operands left out."""
+    rate = hardware.peak(dtype) * constants.matmul_efficiency(hardware.architecture)
+    if hardware.on_tensor_cores(dtype):
+        rate *= alignment_rate(product, item_bytes, constants)
+    units = hardware.multiprocessors
+    memory = hardware.memory_bytes_per_s * constants.memory_efficiency
+    best = float("inf")
+    for long, short in _TILES:
+        share = 1 / (1 + constants.tile_side_loss * (1 / long + 1 / short))
+        step_s = 2.0 * long * short * units / (rate * share)
+        for rows, columns in ((long, short), (short, long)) if long != short else ((long, short),):
+            tiles = ceil(product.m / rows) * ceil(product.n / columns) * product.batch
+            for cuts in _DEPTH_CUTS:
+                if cuts > 1 and (tiles >= units or product.k < 64 * cuts):
+                    break
+                tile_s = ceil(product.k / cuts) * step_s + constants.tile_overhead_s
+                seconds = ceil(tiles * cuts / units) * tile_s
+                if cuts > 1:  # partial sums in fp32 are written and read once more
+                    partial = 2 * 4 * product.m * product.n * product.batch * cuts
+                    seconds += partial / memory + constants.kernel_launch_s
+                best = min(best, seconds)
+    return best
+
+
+def alignment_rate(product: Product, item_bytes: int, constants: Constants) -> float:
+    """Part of the rate that is left where sides are no multiples of 16 bytes.
+
+    Strides are not known here, so every side counts that may lie along memory.
+    """
+    wanted = max(_ROW_BYTES // max(item_bytes, 1), 1)
+    fit = wanted
+    for side in (product.m, product.n, product.k):
+        if side > 1:
+            fit = min(fit, side & -side)
+    return float(constants.unaligned_matmul_rate ** log2(wanted / fit)) if fit < wanted else 1.0
