@@ -1,0 +1,235 @@
+"""What a row leaves empty, settled by documented conventions, or named as open.
+
+An empty cell is filled in one of two ways. A convention of the file or of the row's framework
+says what it means, and the row counts as fully specified. Or the framework has a usual value
+from which a run may differ: the row is predicted all the same, with the field listed in
+`assumed`. A row that leaves open more than that is not predicted, with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeVar
+
+from benchmarks.published.frameworks import Framework, framework_of
+from benchmarks.published.models import Dims
+from benchmarks.published.rows import Row
+
+DTYPES = {
+    "bf16": "bfloat16", "bf16-pure": "bfloat16", "bf16-true": "bfloat16", "mixed16": "bfloat16",
+    "fp16": "float16", "fp8": "bfloat16", "bf16+fp8linear": "bfloat16",
+    "bf16+fp8 tensorwise": "bfloat16",
+}  # fmt: skip
+EIGHT_BIT = ("fp8", "bf16+fp8linear", "bf16+fp8 tensorwise")
+PURE = ("bf16-pure", "bf16-true")
+_LLAMA_MULTIPLE = 256  # of a Llama's inner width, 8/3 of the hidden size (Touvron et al. 2023)
+_ADAPTERS = re.compile(r"\b(q?lora|dora|adapter)\b", re.IGNORECASE)
+_SHARD_GROUP = re.compile(r"\bzero1=(\d+)\b")
+
+
+class Unpredictable(Exception):
+    """Why a row is not predicted."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A row with nothing left open. `n` degrees multiply to `n_gpus`; `zero` is a ZeRO stage.
+
+    shard_group: over how many data-parallel devices the optimizer is cut, None for all of them.
+    """
+
+    row: Row
+    framework: Framework
+    dims: Dims
+    precision: str
+    n_gpus: int
+    gpus_per_node: int | None
+    dp: int
+    tp: int
+    cp: int
+    pp: int
+    vpp: int
+    sequence: bool
+    zero: int
+    shard_group: int | None
+    micro_batch: int
+    microbatches: int
+    recompute: str
+    compiled: bool
+    assumed: tuple[str, ...]
+
+    @property
+    def global_batch(self) -> int:
+        return self.dp * self.micro_batch * self.microbatches
+
+    @property
+    def tokens(self) -> int:
+        return self.global_batch * self.dims.seq_len
+
+
+def settle(row: Row) -> Settled:
+    """Raises Unpredictable, with the reason."""
+    _refuse(row)
+    framework = framework_of(row)
+    filler = _Filler(framework)
+    n_gpus, dp, tp, cp, pp = _degrees(row)
+    precision = filler.take("precision", row.precision, framework.precision)
+    if precision not in DTYPES:
+        raise Unpredictable(f"precision {precision} has no counterpart among the captured dtypes")
+    if row.gpus_per_node is None and n_gpus > 1:
+        filler.assumed.append("gpus_per_node")
+    recompute = filler.guess(
+        "activation_recompute", row.activation_recompute, framework.recompute or "none"
+    )
+    micro_batch = row.micro_batch
+    if micro_batch is None:
+        raise Unpredictable("micro_batch is not stated")
+    if row.global_batch is not None:
+        if row.global_batch % (dp * micro_batch):
+            raise Unpredictable(
+                f"global_batch {row.global_batch} is no multiple of dp {dp} * micro_batch "
+                f"{micro_batch}"
+            )
+        microbatches = row.global_batch // (dp * micro_batch)
+    elif pp == 1:
+        microbatches = 1
+        if framework.name != "torchtitan":
+            filler.assumed.append("global_batch=dp*micro_batch")
+    else:
+        raise Unpredictable("global_batch is not stated, and so not the number of microbatches")
+    sequence = tp > 1 and filler.take("sp", row.sp, framework.sequence)
+    zero = filler.take("zero_or_fsdp", row.zero_or_fsdp, framework.sharding) if dp > 1 else 0
+    return Settled(
+        row=row,
+        framework=framework,
+        dims=_dims(row, framework, tp, precision, filler),
+        precision=precision,
+        n_gpus=n_gpus,
+        gpus_per_node=row.gpus_per_node,
+        dp=dp, tp=tp, cp=cp, pp=pp,
+        vpp=row.vpp or 1,
+        sequence=sequence,
+        zero=zero,
+        shard_group=_shard_group(row, dp),
+        micro_batch=micro_batch,
+        microbatches=microbatches,
+        recompute=recompute,
+        compiled=framework.executor.compiled if row.compile is None else row.compile,
+        assumed=tuple(filler.assumed),
+    )  # fmt: skip
+
+
+_T = TypeVar("_T")
+
+
+class _Filler:
+    """Fills empty cells, and keeps a list of those that were filled by assumption."""
+
+    def __init__(self, framework: Framework) -> None:
+        self.framework = framework
+        self.assumed: list[str] = []
+
+    def take(self, name: str, given: _T | None, usual: _T | None) -> _T:
+        """What the framework documents, an assumption where runs differ from it."""
+        if given is not None:
+            return given
+        if usual is None:
+            raise Unpredictable(f"{name} is not stated")
+        if name in self.framework.assumes:
+            self.assumed.append(f"{name}={usual}")
+        return usual
+
+    def guess(self, name: str, given: _T | None, usual: _T) -> _T:
+        if given is None:
+            self.assumed.append(f"{name}={usual}")
+            return usual
+        return given
+
+
+def _refuse(row: Row) -> None:
+    """What the file has no columns for, or the simulator no part."""
+    if row.arch == "moe":
+        raise Unpredictable("arch moe: the file has no columns for experts and how many are taken")
+    if row.arch not in ("gpt", "llama"):
+        raise Unpredictable(f"arch {row.arch or 'not stated'} is none of gpt, llama")
+    if _ADAPTERS.search(row.model):
+        raise Unpredictable("adapters are trained in place of the model; their sizes are not stated")
+    if row.offload not in (None, "none"):
+        raise Unpredictable(f"offload: {row.offload}; how it is overlapped is not stated")
+    if row.ep not in (None, 1):
+        raise Unpredictable(f"ep {row.ep} beside arch {row.arch}, which has no experts")
+
+
+def _degrees(row: Row) -> tuple[int, int, int, int, int]:
+    """n_gpus, dp, tp, cp, pp; the file's dp is what the others leave where it is empty."""
+    known = {"tp": row.tp, "cp": row.cp, "pp": row.pp}
+    missing = [name for name, size in known.items() if size is None]
+    if row.n_gpus is None:
+        raise Unpredictable("n_gpus is not stated")
+    if row.n_gpus == 1:
+        missing = []
+    if missing:
+        product = (row.dp or 0) * (row.tp or 1) * (row.cp or 1) * (row.pp or 1)
+        if product != row.n_gpus:
+            raise Unpredictable(f"{', '.join(missing)} not stated")
+    tp, cp, pp = (row.tp or 1), (row.cp or 1), (row.pp or 1)
+    dp = row.dp or row.n_gpus // (tp * cp * pp)
+    return row.n_gpus, dp, tp, cp, pp
+
+
+def _shard_group(row: Row, dp: int) -> int | None:
+    """InternLM shards its optimizer over groups of the data axis, and says so in the notes."""
+    found = _SHARD_GROUP.search(row.notes)
+    size = int(found[1]) if found else dp
+    return size if 1 < size < dp and dp % size == 0 else None
+
+
+def _dims(row: Row, framework: Framework, tp: int, precision: str, filler: _Filler) -> Dims:
+    if row.layers is None or row.hidden is None or row.heads is None:
+        names = [name for name in ("layers", "hidden", "heads") if getattr(row, name) is None]
+        raise Unpredictable(f"{', '.join(names)} not stated")
+    if row.hidden % row.heads:
+        raise Unpredictable(
+            f"hidden {row.hidden} is no multiple of {row.heads} heads, and the file has no column "
+            "for the width of a head"
+        )
+    ffn = row.ffn
+    if ffn is None:
+        ffn = 4 * row.hidden if row.arch == "gpt" else _ceil(8 * row.hidden // 3, _LLAMA_MULTIPLE)
+    vocab = row.vocab or framework.vocab
+    if vocab is None:
+        vocab = filler.guess("vocab", None, 50257 if row.arch == "gpt" else 32000)
+    if framework.vocab_multiple > 1:
+        vocab = _ceil(vocab, framework.vocab_multiple * tp)
+    flash = framework.fused_attention if row.flash_attention is None else row.flash_attention
+    return Dims(
+        arch=row.arch,
+        layers=row.layers,
+        hidden=row.hidden,
+        heads=row.heads,
+        kv_heads=row.kv_heads or row.heads,
+        ffn=ffn,
+        vocab=vocab,
+        seq_len=filler.take("seq_len", row.seq_len, framework.seq_len),
+        bias=row.arch == "gpt",
+        tied=framework.tied and row.arch == "gpt",
+        fused_attention=flash,
+        dtype=DTYPES[precision],
+    )
+
+
+def _ceil(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def measured_step_s(row: Row, settled: Settled) -> tuple[float, str] | None:
+    """The measured step time and what it comes from; None where only a rate of FLOPs is given,
+    whose definition differs from source to source."""
+    if row.step_time_s is not None:
+        return row.step_time_s, "step_time_s"
+    if row.tokens_per_s_per_gpu is not None:
+        return settled.tokens / (row.tokens_per_s_per_gpu * settled.n_gpus), "tokens_per_s_per_gpu"
+    if row.derived_step_time_s is not None:
+        return row.derived_step_time_s, "notes"
+    return None
