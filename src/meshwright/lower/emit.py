@@ -19,6 +19,7 @@ from meshwright.layout.lowered import Section
 from meshwright.program.types import Argument, Op, Ref, Symbol, Value
 
 Run = Callable[[list[Tensor]], list[Tensor]]
+Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 # A view that was legal on the whole tensor can meet other strides locally, after a
 # collective: reshape takes the same view wherever one exists.
@@ -32,12 +33,14 @@ def emit(
     values: Mapping[str, Value],
     local_ops: Mapping[str, Callable[..., Any]],
     device: torch.device,
+    wrap: Wrap | None = None,
 ) -> tuple[Run, str]:
     """The section as a function and as the text that was compiled.
 
-    `local_ops` gives the function of each of Meshwright's own ops by target.
+    `local_ops` gives the function of each of Meshwright's own ops by target;
+    `wrap` what is to be called in an op's place, given its target and function.
     """
-    writer = _Writer(section, local_ops, device)
+    writer = _Writer(section, local_ops, device, wrap)
     text = writer.write(name)
     scope: dict[str, Any] = dict(writer.globals)
     exec(compile(text, f"<meshwright {name}>", "exec"), scope)
@@ -51,8 +54,10 @@ class _Writer:
         section: Section,
         local_ops: Mapping[str, Callable[..., Any]],
         device: torch.device,
+        wrap: Wrap | None = None,
     ) -> None:
         self.section = section
+        self.wrap = wrap
         self.local_ops = local_ops
         self.device = device
         self.globals: dict[str, Any] = {}
@@ -113,7 +118,8 @@ class _Writer:
         found = self._functions.get(target)
         if found is None:
             found = self._functions[target] = f"f{len(self._functions)}_{target.split('.')[1]}"
-            self.globals[found] = self.local_ops.get(target) or _resolve(target)
+            function = self.local_ops.get(target) or _resolve(target)
+            self.globals[found] = self.wrap(target, function) if self.wrap else function
         return found
 
     def _text(self, argument: Argument) -> str:

@@ -31,6 +31,7 @@ from meshwright.runtime.collectives import (
     device_mesh,
 )
 from meshwright.runtime.primitives import Cut
+from meshwright.runtime.steptrace import StepTrace
 
 __all__ = ["CollectiveLog", "Communicator", "Cut", "connect"]
 
@@ -78,6 +79,7 @@ class Communicator:
         # Set while memory is measured. A backend's own thread can be the last to let go of
         # a tensor, and the profiler does not see what other threads free: it is given time.
         self.pause_s = 0.0
+        self.trace: StepTrace | None = None  # set while a step is timed op by op
         self._transport = transport
         self._extent = dict(mesh.axes)
         self._coordinate = dict(mesh.coordinate(rank))

@@ -37,12 +37,13 @@ class Executable:
         self.text: dict[str, str] = {}
         self._runs: dict[str, Run] = {}
         self._sections: dict[str, Section] = {}
-        functions = {**local_ops(comm, key), **OpaqueRuns(opaque or {}, device).functions()}
+        self._comm, self._device = comm, device
+        self._functions = {**local_ops(comm, key), **OpaqueRuns(opaque or {}, device).functions()}
         for name in ("gather", "forward", "backward", "reduce", "clip"):
             section: Section = getattr(lowered, name)
             self._sections[name] = section
             self._runs[name], self.text[name] = emit(
-                name, section, lowered.values, functions, device
+                name, section, lowered.values, self._functions, device
             )
 
     def run(
@@ -63,5 +64,18 @@ class Executable:
             else self._constants[value]
             for value in section.inputs
         ]
-        outputs = self._runs[name](values)
+        run = self._runs[name] if self._comm.trace is None else self._traced(name)
+        outputs = run(values)
         return dict(zip(section.outputs, outputs, strict=True))
+
+    def _traced(self, name: str) -> Run:
+        """The section with its ops timed, emitted once for each trace."""
+        trace = self._comm.trace
+        assert trace is not None
+        found = trace.emitted.get((self, name))
+        if found is None:
+            found = trace.emitted[self, name] = emit(
+                name, self._sections[name], self.lowered.values, self._functions, self._device,
+                trace.wrap,
+            )[0]  # fmt: skip
+        return found

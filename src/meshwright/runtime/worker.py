@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from meshwright.errors import MeshwrightError
+from meshwright.runtime.allocator import keep_freed_memory
 
 TIMED_OUT_EXIT_CODE = 124
 
@@ -61,6 +62,8 @@ def init_process(
     torch.set_num_threads(threads or max(1, available_cores() // process.local_world))
     if device == "cuda":
         torch.cuda.set_device(process.local_rank)
+    else:
+        keep_freed_memory()
     exchange = _exchange()
     if exchange is not None:
         method = f"file://{exchange / 'process-store'}"
