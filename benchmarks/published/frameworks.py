@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.published.rows import Row
+
+from meshwright.cost.hardware import AttentionKernel
 from meshwright.simulate.executor import Executor
 
 _UNIT = 2**31  # larger than the parameters of any one block: what FSDP gathers at once
@@ -20,8 +22,8 @@ class Framework:
 
     sharding: ZeRO stage. sequence: sequence parallelism beside tensor parallelism. vocab: of its
     usual tokenizer. vocab_multiple: what the vocabulary is padded to a multiple of, for each
-    tensor part. fp32_gradients: gradients are summed and reduced in float32. bias: of `gpt`.
-    attention: generation of the fused kernel.
+    tensor part. fp32_gradients: gradients are summed and reduced in float32. attention: the
+    generation of its fused kernel, attention_hopper: that on Hopper and later.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Framework:
     fused_attention: bool = True
     tied: bool = True
     fp32_gradients: bool = True
+    attention: AttentionKernel = "flash2"
+    attention_hopper: AttentionKernel = "flash2"
     assumes: tuple[str, ...] = ()
 
 
@@ -87,6 +91,7 @@ MEGATRON_CORE = Framework(
     sequence=True,
     vocab_multiple=128,
     tied=False,
+    attention_hopper="flash3",
     assumes=("activation_recompute", "zero_or_fsdp", "sp"),
 )  # fmt: skip
 
@@ -100,9 +105,11 @@ LLM_FOUNDRY = Framework(
     source="Composer on PyTorch FSDP, a block a unit, the next gathered beside this one's compute "
     "(mosaicml/llm-foundry scripts/train/yamls/pretrain; docs.mosaicml.com FSDP): bf16 autocast; "
     "DEFAULT keeps float32 shards and reduces in float32, PURE keeps and reduces bf16. MPT has "
-    "biases, learned positions, tied embeddings.",
+    "biases, learned positions, tied embeddings. attn_impl: triton (FlashAttention 1) in those "
+    "files; the H100 image has flash-attn 2 (scripts/train/benchmarking).",
     executor=_FSDP,
     sharding=3,
+    attention="flash1",
 )
 
 TORCHTITAN = Framework(
@@ -122,7 +129,8 @@ INTERNLM = Framework(
     name="InternLM",
     source="InternLM/InternLM configs/7B_sft.py and doc/en/train_performance.md: hybrid ZeRO-1, "
     "gradients reduced and parameters gathered beside compute in buckets of 512 MB "
-    "(overlap_sync_grad, overlap_sync_param), flash attention, fused RMS norm and rotary kernels.",
+    "(overlap_sync_grad, overlap_sync_param), flash-attn 1.0.5 with its fused RMS norm and rotary "
+    "kernels (doc/en/install.md).",
     executor=Executor(
         overlap_gradients=True, overlap_gathers=True, bucket_bytes=512 * 2**20,
         fused_optimizer=True, compiled=True, cached_allocator=True, async_host=True,
@@ -130,6 +138,7 @@ INTERNLM = Framework(
     sharding=1,
     tied=False,
     fp32_gradients=False,
+    attention="flash1",
 )  # fmt: skip
 
 PLAIN_FSDP = Framework(

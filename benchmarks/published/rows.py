@@ -19,6 +19,7 @@ from meshwright.errors import UsageError
 
 SHARDING = {"none": 0, "0": 0, "1": 1, "2": 2, "3": 3}
 RECOMPUTATION = ("none", "selective", "full", "op")
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _LARGEST = 10**15  # of any whole number; larger ones are slips
 
 
@@ -123,7 +124,9 @@ def _table(path: Path) -> list[tuple[int, dict[str, str]]]:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise TableError(f"{path} can't be read: {reason}.", "Give the path of a CSV file.") from None
+        raise TableError(
+            f"{path} can't be read: {reason}.", "Give the path of a CSV file."
+        ) from None
     except UnicodeDecodeError:
         raise TableError(f"{path} is no text in UTF-8.", "Give a CSV file.") from None
     found: list[tuple[int, dict[str, str]]] = []
@@ -150,7 +153,9 @@ def _table(path: Path) -> list[tuple[int, dict[str, str]]]:
             found.append((line, dict(zip(header, cells, strict=True))))
         line = reader.line_num + 1
     if header is None:
-        raise TableError(f"{path} is empty.", f"Its first line names columns: {', '.join(COLUMNS)}.")
+        raise TableError(
+            f"{path} is empty.", f"Its first line names columns: {', '.join(COLUMNS)}."
+        )
     return found
 
 
@@ -213,10 +218,7 @@ def _whole(line: int, name: str, text: str) -> int:
 
 
 def _positive(line: int, name: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not (math.isfinite(number) and number > 0):
         raise RowError(line, name, repr(text), "a number above 0, or nothing")
     if name == "mfu" and number > 1:
@@ -240,8 +242,7 @@ def _check(row: Row) -> None:
             raise RowError(row.line, "n_gpus", str(row.n_gpus), f"{text} = {product}")
         if row.n_gpus % product:
             raise RowError(row.line, "n_gpus", str(row.n_gpus), f"a multiple of {text} = {product}")
-    if row.ep is not None and None not in (row.dp, row.tp, row.cp):
-        assert row.dp is not None and row.tp is not None and row.cp is not None
+    if row.ep is not None and row.dp is not None and row.tp is not None and row.cp is not None:
         inside = row.dp * row.cp * row.tp
         if inside % row.ep:
             raise RowError(

@@ -154,7 +154,9 @@ def _refuse(row: Row) -> None:
     if row.arch not in ("gpt", "llama"):
         raise Unpredictable(f"arch {row.arch or 'not stated'} is none of gpt, llama")
     if _ADAPTERS.search(row.model):
-        raise Unpredictable("adapters are trained in place of the model; their sizes are not stated")
+        raise Unpredictable(
+            "adapters are trained in place of the model; their sizes are not stated"
+        )
     if row.offload not in (None, "none"):
         raise Unpredictable(f"offload: {row.offload}; how it is overlapped is not stated")
     if row.ep not in (None, 1):
