@@ -62,27 +62,24 @@ def attention_seconds(
     item = attention
     if not item.heads or not item.queries or not item.keys:
         return 0.0
-    rate = hardware.peak(dtype) * constants.attention_efficiency(
-        hardware.architecture, item.backward, kernel
-    )
+    efficiency = constants.attention_efficiency(hardware.architecture, item.backward, kernel)
+    rate = hardware.peak(dtype) * efficiency * hardware.sustained
     flops = 2.0 * item.width * (_BACKWARD_PRODUCTS if item.backward else 1.0)
     exponentials = (
         constants.exponentials_per_score_backward
         if item.backward
         else constants.exponentials_per_score_forward
     )
-    score_s = flops / rate + exponentials / hardware.special_per_s
+    score_s = flops / rate + exponentials / (hardware.special_per_s * hardware.sustained)
     blocks = ceil(item.queries / _BLOCK)
     tiles = item.heads * blocks
     rows = min(_BLOCK, item.queries)
-    tile_s = rows * item.keys * score_s * hardware.multiprocessors
-    waves = ceil(tiles / hardware.multiprocessors)
+    tile_s = rows * item.keys * score_s * hardware.units
+    waves = ceil(tiles / hardware.units)
     if item.causal:
         # Tiles differ in length, so that short ones fill the gaps; the longest is the least.
         across = ceil(item.keys / _BLOCK)
-        tile_s = max(
-            tile_s * (across + 1) / (2 * across) * tiles / hardware.multiprocessors, tile_s
-        )
+        tile_s = max(tile_s * (across + 1) / (2 * across) * tiles / hardware.units, tile_s)
         seconds = tile_s
     else:
         seconds = waves * tile_s

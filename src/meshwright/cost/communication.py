@@ -1,30 +1,64 @@
-"""Time of one collective along one axis of the mesh.
+"""Time of one collective along one axis of the mesh, of a message, of a copy between tiers.
 
-Where a profile holds measured curves they are read; elsewhere the ring
-formulas of Patarasuk and Yuan (2009) are used, with the tree that NCCL takes
-for small all-reduces. Payload `nbytes` is counted as in
-`meshwright.plan.types.Collective`: the whole tensor for all_reduce and
-broadcast, the gathered one for all_gather, the one before it for
-reduce_scatter, the local one for all_to_all, and for halo and ring_shift what is sent.
+Where a profile holds measured curves they are read. Elsewhere the least of what
+the known algorithms take, over the levels of links that the axis crosses: the
+ring (Patarasuk and Yuan 2009), the tree that NCCL has for all_reduce, and
+addition inside a switch (NVLink SHARP). On accelerators each runs in the best
+of NCCL's three protocols, and the fitted constants say how much of a link is
+reached.
+
+Payload `nbytes` is counted as in `meshwright.plan.types.Collective`: the whole
+tensor for all_reduce and broadcast, the gathered one for all_gather, the one
+before it for reduce_scatter, the local one for all_to_all, and for halo and
+ring_shift what is sent. All groups along the axis run at once, as they do in a
+step, so a link that is shared is shared by all of them.
 """
 
 from __future__ import annotations
 
 from math import ceil, log2
+from typing import Literal, NamedTuple
 
-from meshwright.cluster.types import Cluster, CollectiveCurve, HostGroup
+from meshwright.cluster.types import Cluster, CollectiveCurve, HostGroup, Tier
+from meshwright.cost.constants import Constants, default_constants
 from meshwright.cost.curve import interpolate
 from meshwright.cost.families import COLLECTIVES
+from meshwright.cost.hardware import hardware_of
+from meshwright.cost.links import Crossing, crossings, level_of, rates
 from meshwright.errors import RuleError
 
 
+class Protocol(NamedTuple):
+    """What is left of bandwidth and latency, beside plain copies of large messages."""
+
+    bandwidth: float
+    latency: float
+
+
+# NCCL's simple, 128-byte and 8-byte protocols; ratios of the latencies and rates in its tuning
+# table (nccl/src/graph/tuning.cc).
+_PLAIN = Protocol(1.0, 1.0)
+_PROTOCOLS = (_PLAIN, Protocol(0.92, 0.5), Protocol(0.3, 0.19))
+
+# Hops that one addition inside the switch takes (the same table: 25 us beside 3.4 us).
+_IN_NETWORK_HOPS = 7
+
+# Peers that NCCL sends to at once.
+_PEERS_AT_ONCE = 8
+
+
 def collective_seconds(
-    kind: str, axis_extent: int, stride: int, nbytes: float, cluster: Cluster
+    kind: str,
+    axis_extent: int,
+    stride: int,
+    nbytes: float,
+    cluster: Cluster,
+    constants: Constants | None = None,
 ) -> float:
     """Seconds of one `kind` over `axis_extent` devices that are `stride` ranks apart.
 
-    All groups along the axis run at once, as they do in a step; in a cluster
-    of several kinds of host the slowest decides.
+    In a cluster of several kinds of host the slowest decides; 0 for one device
+    alone. Raises RuleError for an unknown kind.
     """
     if kind not in COLLECTIVES:
         raise RuleError(
@@ -35,54 +69,168 @@ def collective_seconds(
         return 0.0
     mixed = len(cluster.groups) > 1
     return max(
-        _in_group(kind, axis_extent, stride, nbytes, group, mixed) for group in cluster.groups
+        _in_group(kind, axis_extent, stride, nbytes, group, mixed, constants)
+        for group in cluster.groups
     )
 
 
+def point_to_point_seconds(
+    nbytes: float,
+    source: int,
+    target: int,
+    cluster: Cluster,
+    senders: int | None = None,
+    constants: Constants | None = None,
+) -> float:
+    """Seconds of one message from rank `source` to rank `target`.
+
+    senders: devices of a host that send out of it at the same time; all those
+    between the two ranks where it is not given, as between stages of a pipeline.
+    """
+    if source == target:
+        return 0.0
+    first = _group_of(source, cluster)
+    second = _group_of(target, cluster)
+    one = first == second
+    distance = abs(target - source)
+    slowest = 0.0
+    for number in {first, second}:
+        group = cluster.groups[number]
+        begin = sum(item.size for item in cluster.groups[:number])
+        level = level_of(source - begin, target - begin, group) if one else group.levels[-1]
+        usable = _usable(group, constants)
+        _, line, latency_s = rates(level, usable)
+        sending = min(distance, group.devices) if senders is None else senders
+        rate = line / _on_one_link(sending, level.shared_by, group.devices)
+        slowest = max(
+            slowest, _launch(group, usable) + _message(nbytes, rate, latency_s, usable is not None)
+        )
+    return slowest
+
+
+def tier_seconds(
+    nbytes: float,
+    tier: Tier,
+    direction: Literal["read", "write"],
+    constants: Constants | None = None,
+) -> float:
+    """Seconds to fetch `nbytes` from `tier` (`read`) or store them there, all devices at once."""
+    rate = tier.read_bytes_per_s if direction == "read" else tier.write_bytes_per_s
+    efficiency = (constants or default_constants()).transfer_efficiency
+    return tier.latency_s + nbytes * tier.shared_by / (rate * efficiency)
+
+
 def _in_group(
-    kind: str, extent: int, stride: int, nbytes: float, group: HostGroup, mixed: bool
+    kind: str,
+    extent: int,
+    stride: int,
+    nbytes: float,
+    group: HostGroup,
+    mixed: bool,
+    constants: Constants | None,
 ) -> float:
     inside = stride * extent <= group.devices
     if inside or (group.hosts == 1 and not mixed):
         curves = [curve for curve in group.profile.collectives if curve.kind == kind]
         if curves:
             return _measured(kind, extent, nbytes, curves)
-    # Members of one group that share a host, and so the host's network cards.
-    members = min(extent, max(1, group.devices // stride))
-    launch = group.profile.op_overhead_s
-    if inside:
-        return launch + _formula(
-            kind, extent, extent, nbytes,
-            group.intra_bytes_per_s, group.intra_bytes_per_s, group.intra_latency_s,
-        )  # fmt: skip
-    return launch + _formula(
-        kind, extent, members, nbytes,
-        group.intra_bytes_per_s, group.inter_bytes_per_s, group.inter_latency_s,
-    )  # fmt: skip
-
-
-def _formula(
-    kind: str, n: int, members: int, nbytes: float, intra: float, inter: float, latency_s: float
-) -> float:
-    """Ring, tree or pairwise time of `n` devices of which `members` share each host."""
-    crossing = members < n
-    # A ring crosses each host border once, over the cards of all its members there.
-    ring = min(intra, inter * members) if crossing and members > 1 else inter
-    share = (n - 1) / n
-    hops = ceil(log2(n))
+    usable = _usable(group, constants)
+    crossed = crossings(extent, stride, group, mixed, usable)
+    launch = _launch(group, usable)
     if kind == "all_reduce":
-        by_ring = 2 * (n - 1) * latency_s + 2 * share * nbytes / ring
-        by_tree = 2 * hops * latency_s + 2 * nbytes / ring
-        return min(by_ring, by_tree)
+        return launch + _all_reduce(extent, nbytes, crossed, usable)
     if kind in ("all_gather", "reduce_scatter"):
-        return (n - 1) * latency_s + share * nbytes / ring
+        return launch + _ring(1, extent, nbytes, crossed, usable is not None)
     if kind == "all_to_all":
-        outside = (n - members) / n * nbytes / inter if crossing else 0.0
-        within = (members - 1) / n * nbytes / intra
-        return (n - 1) * latency_s + max(outside, within)
+        return launch + _all_to_all(extent, nbytes, crossed, usable is not None)
     if kind == "broadcast":
-        return hops * latency_s + nbytes / ring
-    return latency_s + nbytes / inter  # halo, ring_shift: to neighbours at once, full duplex
+        return launch + _tree(1, nbytes, crossed, usable is not None)
+    # halo, ring_shift: to neighbours at once, full duplex; the slowest pair decides.
+    slowest = 0.0
+    senders = min(stride, group.devices)
+    for item in crossed:
+        rate = item.line_bytes_per_s / _on_one_link(senders, item.shared_by, group.devices)
+        slowest = max(slowest, _message(nbytes, rate, item.latency_s, usable is not None))
+    return launch + slowest
+
+
+def _usable(group: HostGroup, constants: Constants | None) -> Constants | None:
+    """None where the profile's figures are measured ones, that hold as they are."""
+    if hardware_of(group.profile) is None:
+        return None
+    return constants or default_constants()
+
+
+def _launch(group: HostGroup, constants: Constants | None) -> float:
+    return group.profile.op_overhead_s if constants is None else constants.collective_launch_s
+
+
+def _protocols(nccl: bool) -> tuple[Protocol, ...]:
+    return _PROTOCOLS if nccl else (_PLAIN,)
+
+
+def _ring_rate(crossed: tuple[Crossing, ...]) -> float:
+    """A ring crosses a unit's border once, over the links of all its members there."""
+    return min(item.below * item.bytes_per_s for item in crossed)
+
+
+def _ring(times: int, n: int, nbytes: float, crossed: tuple[Crossing, ...], nccl: bool) -> float:
+    moved_s = times * (n - 1) / n * nbytes / _ring_rate(crossed)
+    waited_s = times * sum(item.hops * item.latency_s for item in crossed)
+    return min(moved_s / p.bandwidth + waited_s * p.latency for p in _protocols(nccl))
+
+
+def _tree(times: int, nbytes: float, crossed: tuple[Crossing, ...], nccl: bool) -> float:
+    moved_s = times * nbytes / _ring_rate(crossed)
+    waited_s = times * sum(item.rounds * item.latency_s for item in crossed)
+    return min(moved_s / p.bandwidth + waited_s * p.latency for p in _protocols(nccl))
+
+
+def _all_reduce(
+    n: int, nbytes: float, crossed: tuple[Crossing, ...], constants: Constants | None
+) -> float:
+    nccl = constants is not None
+    best = min(_ring(2, n, nbytes, crossed, nccl), _tree(2, nbytes, crossed, nccl))
+    first = crossed[0]
+    if constants is None or not first.in_network or first.inside < 3:
+        return best
+    # Each device sends its own and one part of the sum, and receives as much.
+    line = first.bytes_per_s / constants.link_efficiency_in_host
+    rate = line * constants.in_network_efficiency
+    seconds = nbytes * (1 + 1 / first.inside) / rate
+    waited_s = _IN_NETWORK_HOPS * first.latency_s
+    # Across hosts a tree joins the parts while others are still added up.
+    for item in crossed[1:]:
+        seconds = max(seconds, 2 * nbytes / (item.below * item.bytes_per_s))
+        waited_s += 2 * item.rounds * item.latency_s
+    return min(best, seconds + waited_s)
+
+
+def _all_to_all(n: int, nbytes: float, crossed: tuple[Crossing, ...], nccl: bool) -> float:
+    """Each level carries the share that goes to members beyond the level below."""
+    moved_s = max((item.inside - item.below) / n * nbytes / item.bytes_per_s for item in crossed)
+    if not nccl:
+        return (n - 1) * max(item.latency_s for item in crossed) + moved_s
+    waited_s = ceil((n - 1) / _PEERS_AT_ONCE) * max(item.latency_s for item in crossed)
+    return min(moved_s / p.bandwidth + waited_s * p.latency for p in _PROTOCOLS)
+
+
+def _message(nbytes: float, rate: float, latency_s: float, nccl: bool) -> float:
+    return min(nbytes / (rate * p.bandwidth) + latency_s * p.latency for p in _protocols(nccl))
+
+
+def _on_one_link(senders: int, shared_by: int, devices: int) -> int:
+    """How many of a host's `senders` share one link, spread over all links that it has."""
+    links = max(1, devices // shared_by)
+    return max(1, ceil(senders / links))
+
+
+def _group_of(rank: int, cluster: Cluster) -> int:
+    for number, group in enumerate(cluster.groups):
+        if rank < group.size:
+            return number
+        rank -= group.size
+    return len(cluster.groups) - 1
 
 
 def _measured(kind: str, extent: int, nbytes: float, curves: list[CollectiveCurve]) -> float:

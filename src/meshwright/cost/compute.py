@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import ceil
+from typing import NamedTuple
 
 from meshwright.cluster.types import Profile
+from meshwright.cost.accelerator import device_time, memory_seconds
+from meshwright.cost.constants import Constants, default_constants
 from meshwright.cost.curve import interpolate
 from meshwright.cost.families import COMPUTE_BOUND, Family, family_of
 from meshwright.cost.flops import is_causal, op_flops
+from meshwright.cost.hardware import PLAIN, Kernels, hardware_of
 from meshwright.cost.opaque import counted
 from meshwright.errors import RuleError
 from meshwright.program.types import Op, Value, refs
 
-__all__ = ["op_bytes", "op_flops", "op_seconds", "streaming_seconds"]
+__all__ = ["OpTime", "op_bytes", "op_flops", "op_seconds", "op_time", "streaming_seconds"]
 
 # A view runs the dispatcher but no kernel.
 _VIEW_RATE = 3.0
@@ -30,11 +34,34 @@ _ROW_READERS = frozenset(
 )  # fmt: skip
 
 
-def op_seconds(op: Op, values: Mapping[str, Value], profile: Profile) -> float:
-    """Seconds that one device spends on `op`, at the local shapes in `values`.
+class OpTime(NamedTuple):
+    """seconds: on the device, launches included. launches: kernels that it started.
 
-    Matmul-like ops follow the profile's matmul curve, views cost a fraction of
-    a launch, everything else costs the bytes that it reads and writes. Raises
+    host_s: what the host's thread takes to issue it, beside the device; 0 where
+    they are one. A run of ops takes the greater of both sums.
+    """
+
+    seconds: float
+    launches: int
+    host_s: float
+
+
+def op_seconds(op: Op, values: Mapping[str, Value], profile: Profile) -> float:
+    """Seconds that one device spends on `op`; see `op_time`."""
+    return op_time(op, values, profile).seconds
+
+
+def op_time(
+    op: Op,
+    values: Mapping[str, Value],
+    profile: Profile,
+    constants: Constants | None = None,
+    kernels: Kernels = PLAIN,
+) -> OpTime:
+    """What one device spends on `op`, at the local shapes in `values`.
+
+    By the profile's measured curves where it has them; else by its data sheet,
+    `constants` (those of the file where none are given) and `kernels`. Raises
     RuleError for an op outside every family, and for a collective, whose time
     is a matter of the cluster (`cost.communication`).
     """
@@ -44,11 +71,27 @@ def op_seconds(op: Op, values: Mapping[str, Value], profile: Profile) -> float:
             f"{op.target} has no compute time",
             "Ask meshwright.cost.communication.collective_seconds for it.",
         )
+    renames = family != "opaque" and _only_renames(op, values, family)
+    hardware = hardware_of(profile)
+    if hardware is None:
+        return OpTime(_measured(op, values, profile, family, renames), int(not renames), 0.0)
+    constants = constants or default_constants()
+    time = device_time(
+        op, values, family, op_bytes(op, values), renames, hardware, constants, kernels
+    )
+    return OpTime(time.seconds, time.kernels, time.host_ops * constants.host_launch_s)
+
+
+def _measured(
+    op: Op, values: Mapping[str, Value], profile: Profile, family: Family, renames: bool
+) -> float:
+    """Matmul-like ops follow the profile's matmul curve, views cost a fraction of a launch,
+    everything else costs the bytes that it reads and writes."""
     if family == "opaque":
         flops, nbytes, launches = counted(op)
         moved = streaming_seconds(max(nbytes, op_bytes(op, values)), profile)
         return launches * profile.op_overhead_s + max(_compute_seconds(flops, 1.0, profile), moved)
-    if _only_renames(op, values, family):
+    if renames:
         return profile.op_overhead_s / profile.family_rate.get("view", _VIEW_RATE)
     rate = profile.family_rate.get(family, 1.0)
     if "_backward" in op.target:
@@ -64,11 +107,20 @@ def op_seconds(op: Op, values: Mapping[str, Value], profile: Profile) -> float:
     return profile.op_overhead_s + max(streaming - profile.op_overhead_s, 0.0) / rate
 
 
-def streaming_seconds(nbytes: float, profile: Profile) -> float:
-    """Seconds of one pointwise op that reads and writes `nbytes` in all, launch included."""
+def streaming_seconds(
+    nbytes: float, profile: Profile, constants: Constants | None = None, launches: int = 1
+) -> float:
+    """Seconds of `launches` pointwise ops that read and write `nbytes` in all."""
+    if launches < 1:
+        return 0.0
+    hardware = hardware_of(profile)
+    if hardware is not None:
+        constants = constants or default_constants()
+        moved_s = memory_seconds(nbytes, hardware, constants)
+        return launches * constants.kernel_launch_s + moved_s
     if profile.memory:
-        return interpolate(profile.memory, max(nbytes, 1.0))
-    return profile.op_overhead_s + nbytes / profile.memory_bytes_per_s
+        return launches * interpolate(profile.memory, max(nbytes / launches, 1.0))
+    return launches * profile.op_overhead_s + nbytes / profile.memory_bytes_per_s
 
 
 def op_bytes(op: Op, values: Mapping[str, Value]) -> int:

@@ -67,7 +67,7 @@ class Constants:
     memory_fragmentation: float
 
     def matmul_efficiency(self, architecture: str | None) -> float:
-        kind = "ampere" if architecture == "ada" else architecture
+        kind = _LIKE.get(architecture or "", architecture)
         if kind in ("volta", "ampere", "hopper"):
             return float(getattr(self, f"matmul_efficiency_{kind}"))
         return self.matmul_efficiency_other

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from meshwright.cluster.types import Profile
 
 AttentionKernel = Literal["flash1", "flash2", "flash3"]
 
 # Where a product of one dtype is no row of the data sheet: what runs it instead.
-_LIKE = {"bfloat16": "float16", "float16": "bfloat16", "float8": "bfloat16", "tfloat32": "float32"}
+_LIKE = {"bfloat16": "float16", "float16": "bfloat16", "float8": "bfloat16", "tf32": "float32"}
+
+# Watts for each compute unit and clock cycle of the boards that the fitted efficiencies are of:
+# A100 and H100, both SXM.
+_WATTS_PER_CYCLE = {"ampere": 400 / (108 * 1.41e9), "hopper": 700 / (132 * 1.83e9)}
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """Rates of one device as its data sheet states them, no efficiency in them.
 
-    multiprocessors: the units that a kernel's tiles are spread over. peaks:
-    dense FLOP/s by dtype; float32 is without TF32, which is `tfloat32`.
-    special_per_s: exponentials a second of the whole device.
+    units: the multiprocessors that a kernel's tiles are spread over. peaks:
+    dense FLOP/s by dtype; float32 is without TF32, which is `tf32`.
+    special_per_s: exponentials a second. sustained: part of the stated clock
+    that its power lets it hold in matrix work, beside the board that the
+    constants of its architecture were fitted on; power grows with the cube of
+    the clock, since voltage rises with it.
     """
 
     architecture: str | None
-    multiprocessors: int
+    units: int
     peaks: Mapping[str, float]
     memory_bytes_per_s: float
     special_per_s: float
+    sustained: float = 1.0
 
     def peak(self, dtype: str) -> float:
         """FLOP/s of products of `dtype`; what has no tensor core runs as float32."""
@@ -57,23 +65,26 @@ class Kernels:
 PLAIN = Kernels()
 
 # Special-function results a clock of one multiprocessor (CUDA programming guide, "Arithmetic
-# Instructions"): 16 on all of NVIDIA's so far.
+# Instructions"), and a clock for devices whose profile names none.
 _SPECIAL_PER_CLOCK = 16
+_CLOCK_HZ = 1.5e9
 
 
 def hardware_of(profile: Profile) -> Hardware | None:
-    """None where the profile was measured, or says nothing of its hardware: its curves hold."""
-    facts: Any = profile
-    peaks = getattr(facts, "peaks", None)
-    units = getattr(facts, "multiprocessors", None)
-    if profile.calibrated or not peaks or not units:
+    """None where the profile holds measured times, which are read in its place."""
+    if profile.matmul:
         return None
-    clock_hz = getattr(facts, "clock_hz", None) or 1.5e9
-    stated = getattr(facts, "memory_peak_bytes_per_s", None) or profile.memory_bytes_per_s
+    units = profile.compute_units or 1
+    clock_hz = profile.clock_hz or _CLOCK_HZ
+    sustained = 1.0
+    reference = _WATTS_PER_CYCLE.get(profile.architecture or "")
+    if reference and profile.power_w and profile.clock_hz:
+        sustained = min(1.0, (profile.power_w / (units * clock_hz) / reference) ** (1 / 3))
     return Hardware(
-        architecture=getattr(facts, "architecture", None),
-        multiprocessors=units,
-        peaks=dict(peaks),
-        memory_bytes_per_s=stated,
-        special_per_s=units * clock_hz * _SPECIAL_PER_CLOCK,
+        architecture=profile.architecture,
+        units=units,
+        peaks={str(name): rate for name, rate in profile.peak_flops_by_dtype.items()},
+        memory_bytes_per_s=profile.memory_bytes_per_s,
+        special_per_s=profile.exponentials_per_s or units * clock_hz * _SPECIAL_PER_CLOCK,
+        sustained=sustained,
     )

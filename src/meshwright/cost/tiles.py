@@ -27,10 +27,11 @@ def product_seconds(
     product: Product, dtype: str, item_bytes: int, hardware: Hardware, constants: Constants
 ) -> float:
     """Seconds of the arithmetic, launch and reading of operands left out."""
-    rate = hardware.peak(dtype) * constants.matmul_efficiency(hardware.architecture)
+    efficiency = constants.matmul_efficiency(hardware.architecture)
+    rate = hardware.peak(dtype) * efficiency * hardware.sustained
     if hardware.on_tensor_cores(dtype):
         rate *= alignment_rate(product, item_bytes, constants)
-    units = hardware.multiprocessors
+    units = hardware.units
     memory = hardware.memory_bytes_per_s * constants.memory_efficiency
     best = float("inf")
     for long, short in _TILES:
