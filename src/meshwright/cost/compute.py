@@ -6,18 +6,28 @@ from collections.abc import Mapping
 from math import ceil
 from typing import NamedTuple
 
-from meshwright.cluster.types import Profile
+from meshwright.cluster.types import Fitted, Profile
 from meshwright.cost.accelerator import device_time, memory_seconds
 from meshwright.cost.constants import Constants, default_constants
 from meshwright.cost.curve import interpolate
 from meshwright.cost.families import COMPUTE_BOUND, Family, family_of
+from meshwright.cost.fitted import fitted_seconds, opaque_seconds, streamed_seconds
 from meshwright.cost.flops import is_causal, op_flops
 from meshwright.cost.hardware import PLAIN, Kernels, hardware_of
 from meshwright.cost.opaque import counted
+from meshwright.cost.terms import Work, work_of
 from meshwright.errors import RuleError
 from meshwright.program.types import Op, Value, refs
 
-__all__ = ["OpTime", "op_bytes", "op_flops", "op_seconds", "op_time", "streaming_seconds"]
+__all__ = [
+    "OpTime",
+    "host_seconds",
+    "op_bytes",
+    "op_flops",
+    "op_seconds",
+    "op_time",
+    "streaming_seconds",
+]
 
 # A view runs the dispatcher but no kernel.
 _VIEW_RATE = 3.0
@@ -25,7 +35,7 @@ _VIEW_RATE = 3.0
 _CPU_KEY_BLOCK = 512
 
 # These read as much of their first operand as they write.
-_ROW_READERS = frozenset(
+ROW_READERS = frozenset(
     {
         "embedding", "gather", "index", "index_select", "take", "take_along_dim", "_unsafe_index",
         "masked_select", "_unsafe_masked_index", "_embedding_bag", "_embedding_bag_forward_only",
@@ -71,7 +81,7 @@ def op_time(
             f"{op.target} has no compute time",
             "Ask meshwright.cost.communication.collective_seconds for it.",
         )
-    renames = family != "opaque" and _only_renames(op, values, family)
+    renames = family != "opaque" and only_renames(op, values, family)
     hardware = hardware_of(profile)
     if hardware is None:
         return OpTime(_measured(op, values, profile, family, renames), int(not renames), 0.0)
@@ -85,8 +95,11 @@ def op_time(
 def _measured(
     op: Op, values: Mapping[str, Value], profile: Profile, family: Family, renames: bool
 ) -> float:
-    """Matmul-like ops follow the profile's matmul curve, views cost a fraction of a launch,
+    """By the constants fitted on this machine where there are any. Else by curves: matmul-like
+    ops follow the profile's matmul curve, views cost a fraction of a launch,
     everything else costs the bytes that it reads and writes."""
+    if profile.fitted is not None:
+        return _fitted(op, values, profile.fitted, family, renames)
     if family == "opaque":
         flops, nbytes, launches = counted(op)
         moved = streaming_seconds(max(nbytes, op_bytes(op, values)), profile)
@@ -107,6 +120,21 @@ def _measured(
     return profile.op_overhead_s + max(streaming - profile.op_overhead_s, 0.0) / rate
 
 
+def _fitted(
+    op: Op, values: Mapping[str, Value], fitted: Fitted, family: Family, renames: bool
+) -> float:
+    if family == "opaque":
+        flops, nbytes, launches = counted(op)
+        return opaque_seconds(flops, max(nbytes, op_bytes(op, values)), launches, fitted)
+    return fitted_seconds(work_of(op, values, op_bytes(op, values), renames), fitted)
+
+
+def op_work(op: Op, values: Mapping[str, Value]) -> Work:
+    """The terms of an op that measured constants are fitted to."""
+    renames = only_renames(op, values, family_of(op.target))
+    return work_of(op, values, op_bytes(op, values), renames)
+
+
 def streaming_seconds(
     nbytes: float, profile: Profile, constants: Constants | None = None, launches: int = 1
 ) -> float:
@@ -118,9 +146,18 @@ def streaming_seconds(
         constants = constants or default_constants()
         moved_s = memory_seconds(nbytes, hardware, constants)
         return launches * constants.kernel_launch_s + moved_s
+    if profile.fitted is not None:
+        return launches * streamed_seconds(nbytes / launches, profile.fitted)
     if profile.memory:
         return launches * interpolate(profile.memory, max(nbytes / launches, 1.0))
     return launches * profile.op_overhead_s + nbytes / profile.memory_bytes_per_s
+
+
+def host_seconds(ops: float, profile: Profile, constants: Constants | None = None) -> float:
+    """Seconds in which the host's thread issues `ops`; 0 where it computes them itself."""
+    if hardware_of(profile) is None:
+        return 0.0
+    return ops * (constants or default_constants()).host_launch_s
 
 
 def op_bytes(op: Op, values: Mapping[str, Value]) -> int:
@@ -143,7 +180,7 @@ def op_bytes(op: Op, values: Mapping[str, Value]) -> int:
         value = values[operand]
         owner = values.get(value.storage, value)
         total += min(value.nbytes, owner.nbytes)
-    if name in _ROW_READERS and op.args:
+    if name in ROW_READERS and op.args:
         table = next(iter(refs(op.args[0])), None)
         if table is not None:
             total -= max(values[table].nbytes - results, 0)
@@ -167,7 +204,8 @@ def _unskipped(op: Op, values: Mapping[str, Value]) -> float:
     return (blocks + 1) / blocks
 
 
-def _only_renames(op: Op, values: Mapping[str, Value], family: Family) -> bool:
+def only_renames(op: Op, values: Mapping[str, Value], family: Family) -> bool:
+    """Whether `op` makes views alone and runs no kernel."""
     in_place = op.target.split(".")[1].endswith("_")
     if in_place or not op.results:
         return family == "view"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from meshwright.cluster.types import Profile
-from meshwright.cost.compute import streaming_seconds
+from meshwright.cost.compute import host_seconds, streaming_seconds
+from meshwright.cost.constants import Constants
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import StoredParameter
 from meshwright.program.types import Value
@@ -19,13 +21,20 @@ class OptimizerCost:
     ops: launches that a parameter's step takes, the optimizer's own Python counted as some.
     scratch: tensors of a parameter's size that live while it is stepped.
 
-    PyTorch's own unfused optimizers are counted, pass by pass.
+    PyTorch's own unfused optimizers are counted, pass by pass. A fused one reads
+    the gradient, and reads and writes the parameter and each state, once.
     """
 
     states: int
     passes: int
     ops: int
     scratch: int
+
+
+# Tensors that one launch of a fused optimizer steps, as in PyTorch's multi-tensor kernels.
+_TENSORS_A_LAUNCH = 30
+
+_FP32_BYTES = 4
 
 
 OPTIMIZERS: Mapping[str, OptimizerCost] = {
@@ -86,13 +95,45 @@ def optimizer_seconds(
     values: Mapping[str, Value],
     optimizer: str,
     profile: Profile,
+    constants: Constants | None = None,
+    *,
+    fused: bool = False,
+    master: bool = False,
+    gradient_bytes: int | None = None,
 ) -> float:
-    """Seconds of one optimizer step over the local shards."""
+    """Seconds of one optimizer step over the local shards.
+
+    fused: one pass over everything. master: a float32 copy of the parameters
+    and float32 states are kept beside parameters of 16 bits, which is counted
+    with `fused` alone. gradient_bytes: bytes of one element of a gradient
+    where that is not the parameter's size.
+    """
     cost = optimizer_cost(optimizer)
     if not cost.ops:
         return 0.0
-    return sum(
-        cost.ops * streaming_seconds(values[item.value].nbytes * cost.passes / cost.ops, profile)
-        for item in parameters
-        if item.trainable and item.gradient is not None
-    )
+    stepped = [
+        values[item.value] for item in parameters if item.trainable and item.gradient is not None
+    ]
+    if fused:
+        moved = sum(
+            item.numel
+            * fused_bytes(cost, item.nbytes // max(item.numel, 1), master, gradient_bytes)
+            for item in stepped
+        )
+        launches = ceil(len(stepped) / _TENSORS_A_LAUNCH)
+        return streaming_seconds(moved, profile, constants, launches)
+    each = [
+        streaming_seconds(item.nbytes * cost.passes, profile, constants, cost.ops)
+        for item in stepped
+    ]
+    return max(sum(each), host_seconds(cost.ops * len(stepped), profile, constants))
+
+
+def fused_bytes(
+    cost: OptimizerCost, item_bytes: int, master: bool, gradient_bytes: int | None = None
+) -> int:
+    """Bytes that one pass of a fused optimizer moves for each element."""
+    gradient = item_bytes if gradient_bytes is None else gradient_bytes
+    if master and item_bytes < _FP32_BYTES:
+        return gradient + 2 * _FP32_BYTES * (1 + cost.states) + item_bytes
+    return gradient + 2 * item_bytes * (1 + cost.states)

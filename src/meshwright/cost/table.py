@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from meshwright.cluster.types import Cluster, Profile
-from meshwright.cost.communication import collective_seconds
-from meshwright.cost.compute import op_seconds, streaming_seconds
+from meshwright.cost.communication import (
+    collective_seconds,
+    point_to_point_seconds,
+    tier_seconds,
+)
+from meshwright.cost.compute import host_seconds, op_time, streaming_seconds
+from meshwright.cost.constants import Constants, default_constants
 from meshwright.cost.families import COMPUTE_BOUND, Family, family_of
 from meshwright.cost.flops import op_flops
+from meshwright.cost.fusion import Fused
+from meshwright.cost.hardware import PLAIN, Kernels
 from meshwright.cost.memory import optimizer_seconds
+from meshwright.errors import UsageError
 from meshwright.layout.lowered import StoredParameter
 from meshwright.program.types import Op, Value
 
@@ -19,22 +27,39 @@ _TABLES_KEPT = 8
 
 
 class OpCost(NamedTuple):
+    """seconds: on the device, launches included. launches: kernels that it starts.
+
+    host_s: what the host's thread takes to issue it, at the same time; a run of
+    ops takes the greater of the two sums. 0 where host and device are one.
+    """
+
     seconds: float
     flops: float
     family: Family
+    launches: int
+    host_s: float
 
 
 class CostTable:
-    """Op and collective times of a cluster; where it mixes devices, the slowest decides."""
+    """Op and collective times of a cluster; where it mixes devices, the slowest decides.
 
-    def __init__(self, cluster: Cluster) -> None:
+    constants: those of accelerators, the file's where none are given. kernels:
+    which ones the framework that runs the step has.
+    """
+
+    def __init__(
+        self, cluster: Cluster, constants: Constants | None = None, kernels: Kernels = PLAIN
+    ) -> None:
         self.cluster = cluster
+        self.constants = constants or default_constants()
+        self.kernels = kernels
         self.profiles: list[Profile] = []
         for group in cluster.groups:
             if group.profile not in self.profiles:
                 self.profiles.append(group.profile)
         self._ops: dict[tuple[object, ...], OpCost] = {}
         self._collectives: dict[tuple[str, int, int, int], float] = {}
+        self._messages: dict[tuple[int, int, int | None, float], float] = {}
 
     def op(self, op: Op, operands: Sequence[str], values: Mapping[str, Value]) -> OpCost:
         """Cost of an op of any family but `collective`; `operands` are its operands' names."""
@@ -57,42 +82,101 @@ class CostTable:
             key.append(dict(op.kwargs).get("is_causal"))
         found = self._ops.get(entry := tuple(key))
         if found is None:
+            times = [
+                op_time(op, values, profile, self.constants, self.kernels)
+                for profile in self.profiles
+            ]
+            slowest = max(times)
             found = self._ops[entry] = OpCost(
-                max(op_seconds(op, values, profile) for profile in self.profiles),
-                op_flops(op, values),
-                family,
+                slowest.seconds, op_flops(op, values), family, slowest.launches, slowest.host_s
             )
         return found
+
+    def fused(self, kernel: Fused) -> OpCost:
+        """Cost of ops that were fused into `kernel` (`cost.fusion`)."""
+        if not kernel.launches:
+            return OpCost(0.0, 0.0, "pointwise", 0, 0.0)
+        seconds = self.streaming(kernel.nbytes, kernel.launches)
+        return OpCost(seconds, 0.0, "pointwise", kernel.launches, self.host(kernel.launches))
+
+    def host(self, ops: float) -> float:
+        """Seconds in which the host issues `ops`, beside what the device does."""
+        return max(host_seconds(ops, profile, self.constants) for profile in self.profiles)
 
     def collective(self, kind: str, extent: int, stride: int, nbytes: int) -> float:
         key = (kind, extent, stride, nbytes)
         found = self._collectives.get(key)
         if found is None:
             found = self._collectives[key] = collective_seconds(
-                kind, extent, stride, nbytes, self.cluster
+                kind, extent, stride, nbytes, self.cluster, self.constants
             )
         return found
 
-    def streaming(self, nbytes: float) -> float:
-        return max(streaming_seconds(nbytes, profile) for profile in self.profiles)
+    def message(self, nbytes: float, source: int, target: int, senders: int | None = None) -> float:
+        """Seconds of a message between two ranks (`communication.point_to_point_seconds`)."""
+        key = (source, target, senders, nbytes)
+        found = self._messages.get(key)
+        if found is None:
+            found = self._messages[key] = point_to_point_seconds(
+                nbytes, source, target, self.cluster, senders, self.constants
+            )
+        return found
 
-    def optimizer(
-        self, parameters: Sequence[StoredParameter], values: Mapping[str, Value], optimizer: str
-    ) -> float:
+    def tier(self, nbytes: float, name: str, direction: Literal["read", "write"]) -> float:
+        """Seconds to fetch from or store in the tier `name`, all devices at once.
+
+        Raises UsageError where a device of the cluster has no such tier.
+        """
+        slowest = 0.0
+        for profile in self.profiles:
+            tier = next((item for item in profile.lower_tiers if item.name == name), None)
+            if tier is None:
+                raise UsageError(
+                    f"{profile.name} has no memory tier {name!r}",
+                    "Give its profile one under lower_tiers.",
+                )
+            slowest = max(slowest, tier_seconds(nbytes, tier, direction, self.constants))
+        return slowest
+
+    def streaming(self, nbytes: float, launches: int = 1) -> float:
         return max(
-            optimizer_seconds(parameters, values, optimizer, profile) for profile in self.profiles
+            streaming_seconds(nbytes, profile, self.constants, launches)
+            for profile in self.profiles
         )
 
+    def optimizer(
+        self,
+        parameters: Sequence[StoredParameter],
+        values: Mapping[str, Value],
+        optimizer: str,
+        *,
+        fused: bool = False,
+        master: bool = False,
+        gradient_bytes: int | None = None,
+    ) -> float:
+        """Seconds of one optimizer step (`memory.optimizer_seconds`)."""
+        return max(
+            optimizer_seconds(
+                parameters, values, optimizer, profile, self.constants,
+                fused=fused, master=master, gradient_bytes=gradient_bytes,
+            )
+            for profile in self.profiles
+        )  # fmt: skip
 
-_tables: OrderedDict[int, CostTable] = OrderedDict()
+
+_tables: OrderedDict[tuple[int, Constants, Kernels], CostTable] = OrderedDict()
 
 
-def table_for(cluster: Cluster) -> CostTable:
+def table_for(
+    cluster: Cluster, constants: Constants | None = None, kernels: Kernels = PLAIN
+) -> CostTable:
     """The table of this very cluster object; the few used last are kept."""
-    table = _tables.get(id(cluster))
+    constants = constants or default_constants()
+    key = (id(cluster), constants, kernels)
+    table = _tables.get(key)
     if table is None or table.cluster is not cluster:
-        table = _tables[id(cluster)] = CostTable(cluster)
-    _tables.move_to_end(id(cluster))
+        table = _tables[key] = CostTable(cluster, constants, kernels)
+    _tables.move_to_end(key)
     while len(_tables) > _TABLES_KEPT:
         _tables.popitem(last=False)
     return table

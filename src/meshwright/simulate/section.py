@@ -93,7 +93,7 @@ def run_section(
             run.communication_s += seconds
         else:
             cost = costs.op(op, names, values)
-            seconds, flops, family = cost
+            seconds, flops, family = cost[:3]
             queue = "compute"
             run.compute_s += seconds
             run.flops += flops
