@@ -9,17 +9,22 @@ from dataclasses import dataclass
 class Executor:
     """How a plan is run; the simulator lets things overlap only where this says so.
 
-    overlap_gradients: gradients are reduced, bucket by bucket, beside the backward
-    of the last microbatch. overlap_gathers: parameters of the next block are
-    gathered beside the compute of this one, and those gathered once a step beside
-    the first forward. overlap_pipeline: activations travel between stages beside
-    compute. overlap_tensor: collectives of the other axes run beside compute that
-    does not need their result. bucket_bytes: collectives of gradients and gathers
-    of parameters next to each other are merged up to so many bytes; 0 merges none.
+    overlap_gradients: gradients are reduced beside the backward: those of once a step
+    beside the last microbatch's. overlap_gathers: parameters of the next block are
+    gathered beside the compute of this one, and those gathered once a step beside the
+    first forward. overlap_pipeline: activations travel between stages beside compute.
+    overlap_tensor: collectives of the backward run beside the ops of the same block that
+    make weight gradients, as far as the data's flow allows.
+    bucket_bytes: neighbouring collectives of gradients are merged up to so many bytes
+    (those of each microbatch, and gathers of parameters, block by block); 0 merges none.
+    gradient_buffer: gradients have one buffer from the start of the step; ops add into
+    it, and it is reduced in place. gradient_dtype: of added-up and reduced gradients,
+    the parameter's where it is not given. master_weights: the optimizer keeps a float32
+    copy of parameters of 16 bits, and float32 states.
     fused_optimizer: one pass over all parameters in place of op by op.
-    compiled: chains of pointwise ops are one kernel each. cached_allocator: freed
-    memory stays with the process, in pieces. async_host: the host runs ahead of
-    the device, so that kernels wait for no launch but their own.
+    compiled: chains of pointwise ops are one kernel each. cached_allocator: freed memory
+    stays with the process, and pieces of it that fit nothing stay unused. async_host:
+    the host runs ahead of the device, within a phase of a microbatch.
     step_overhead_s: time of the host between steps, on top of all that is counted.
     """
 
@@ -28,6 +33,9 @@ class Executor:
     overlap_pipeline: bool = False
     overlap_tensor: bool = False
     bucket_bytes: int = 0
+    gradient_buffer: bool = False
+    gradient_dtype: str | None = None
+    master_weights: bool = False
     fused_optimizer: bool = False
     compiled: bool = False
     cached_allocator: bool = False

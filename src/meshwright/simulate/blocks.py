@@ -1,0 +1,332 @@
+"""What each segment of a lowered program costs: tasks, memory, what it hands on.
+
+Costed once and kept with the lowered program, so that another cut, schedule or
+number of microbatches is simulated from a few figures for each segment.
+
+The walk through a segment is the one of `section.py`: a storage is allocated by the
+op that makes it and freed after the last use of any of its views. Figures are
+relative to the memory held when the segment starts, hence add up over segments.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from meshwright.cost.families import Family, family_of
+from meshwright.cost.table import CostTable
+from meshwright.layout.halo import sent_bytes
+from meshwright.layout.lowered import LoweredProgram
+from meshwright.program.types import ITEM_BYTES, Op
+from meshwright.simulate.attention_core import attention_cores
+from meshwright.simulate.section import ACTIVATIONS, GATHERED, GRADIENTS
+from meshwright.simulate.segments import GATHERING, REDUCTION, Segments, segments
+from meshwright.simulate.traffic import Traffic, traffic
+
+Bytes = tuple[int, int, int]  # activations, gathered parameters, gradients
+
+_COUNT_RESULTS = frozenset({"all_gather", "broadcast"})
+_CARRIES_PARAMETER = frozenset({"view", "copy", "collective"})
+_KEPT = 4
+
+
+class Task(NamedTuple):
+    """role: `compute`; `sync`, a collective that what follows needs; `gather` of a
+    parameter; `reduce` of a gradient. axis, kind, nbytes and itemsize, of one element, are of a
+    collective."""
+
+    role: str
+    seconds: float
+    axis: str = ""
+    kind: str = ""
+    nbytes: int = 0
+    itemsize: int = 0
+
+
+@dataclass(slots=True)
+class Work:
+    """Tasks of one phase of a segment, in order; neighbours that compute are one task."""
+
+    tasks: list[Task] = field(default_factory=list)
+    compute_s: float = 0.0
+    communication_s: float = 0.0
+    flops: float = 0.0
+
+    def add(self, task: Task, flops: float = 0.0) -> None:
+        if task.role == "compute":
+            self.compute_s += task.seconds
+            self.flops += flops
+            if self.tasks and self.tasks[-1].role == "compute":
+                self.tasks[-1] = Task("compute", self.tasks[-1].seconds + task.seconds)
+                return
+        else:
+            self.communication_s += task.seconds
+        self.tasks.append(task)
+
+
+@dataclass(slots=True)
+class Footprint:
+    """peak: most memory above that at the start. net: memory at the end above the start."""
+
+    peak: Bytes = (0, 0, 0)
+    peak_op: Op | None = None
+    net: Bytes = (0, 0, 0)
+
+
+@dataclass(slots=True)
+class Block:
+    """One segment. `inputs` of the backward lead to other segments' gradients, `weights`
+    to parameters' alone. saved: what its forward makes for its own backward alone.
+    core: the tasks of attention from scores to their weighted sum, core_saved what of
+    `saved` lies in there. accumulated: bytes of gradients that are added up over
+    microbatches, and of one element."""
+
+    name: str
+    repeated: bool
+    forward: Work = field(default_factory=Work)
+    inputs: Work = field(default_factory=Work)
+    weights: Work = field(default_factory=Work)
+    core: Work = field(default_factory=Work)
+    forward_memory: Footprint = field(default_factory=Footprint)
+    backward_memory: Footprint = field(default_factory=Footprint)
+    saved: Bytes = (0, 0, 0)
+    core_saved: int = 0
+    gathered_bytes: int = 0  # of one parameter after another, all that its forward gathers
+    accumulated: dict[str, tuple[int, int]] = field(default_factory=dict)
+    gather: Work = field(default_factory=Work)  # once a step
+    gather_bytes: int = 0
+    reduce: Work = field(default_factory=Work)  # once a step
+    reduce_allocates: list[tuple[int, int]] = field(default_factory=list)  # made, freed
+    parameters: list[int] = field(default_factory=list)  # of the lowered program's
+    buffer_bytes: int = 0
+    batch: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Costed:
+    lowered: LoweredProgram
+    segments: Segments
+    blocks: tuple[Block, ...]
+    traffic: Traffic
+    clip: Work
+
+
+_kept: OrderedDict[tuple[object, ...], tuple[weakref.ref[LoweredProgram], Costed]] = OrderedDict()
+
+
+def costed(
+    lowered: LoweredProgram, costs: CostTable, starts: frozenset[str] = frozenset()
+) -> Costed:
+    """The blocks of a lowered program on a cluster; the few asked for last are kept."""
+    key = (id(lowered), id(costs), starts)
+    found = _kept.get(key)
+    if found is None or found[0]() is not lowered:
+        made = _Costing(lowered, costs, segments(lowered, starts)).run()
+        found = _kept[key] = (weakref.ref(lowered), made)
+    _kept.move_to_end(key)
+    while len(_kept) > _KEPT:
+        _kept.popitem(last=False)
+    return found[1]
+
+
+class _Costing:
+    def __init__(self, lowered: LoweredProgram, costs: CostTable, parts: Segments) -> None:
+        self.lowered, self.costs, self.parts = lowered, costs, parts
+        self.values = lowered.values
+        self.blocks = [
+            Block(name, repeated)
+            for name, repeated in zip(parts.names, parts.repeated, strict=True)
+        ]
+        self.traffic = traffic(lowered, parts)
+        self.stored = {self.values[item.value].storage for item in lowered.parameters}
+
+    def run(self) -> Costed:
+        lowered, values = self.lowered, self.values
+        saved = self._storages(lowered.saved)
+        keep = self._storages(lowered.forward.outputs) | saved
+        self._walk(self.parts.forward, keep, forward=True)
+        accumulated = self._storages(lowered.accumulated.values())
+        self._walk(
+            self.parts.backward,
+            self._storages(lowered.backward.outputs) | accumulated,
+            forward=False,
+        )
+        for number, block in enumerate(self.blocks):
+            kept: list[int] = [0, 0, 0]
+            for item in self.traffic.private[number]:
+                kept[GATHERED if item.derived else ACTIVATIONS] += item.nbytes
+            block.saved = (kept[0], kept[1], kept[2])
+            core, inner = attention_cores(self.parts.forward[number])
+            for op in core:
+                self._add(block.core, op)
+            dropped = {values[name].storage for name in inner}
+            block.core_saved = sum(
+                item.nbytes for item in self.traffic.private[number] if item.storage in dropped
+            )
+        self._once_a_step()
+        clip = Work()
+        for op in lowered.clip.ops:
+            self._add(clip, op)
+        return Costed(lowered, self.parts, tuple(self.blocks), self.traffic, clip)
+
+    def _walk(
+        self,
+        groups: Sequence[Sequence[Op]],
+        keep: Collection[str],
+        *,
+        forward: bool,
+    ) -> None:
+        """Run each segment's ops; the forward's from first to last, the backward's reversed."""
+        values = self.values
+        order = range(len(groups)) if forward else range(len(groups) - 1, -1, -1)
+        last: dict[str, str] = {}
+        for number in order:
+            for op in groups[number]:
+                for name in (*op.operands(), *(r for r in op.results if r is not None)):
+                    last[values[name].storage] = op.name
+        kinds: dict[str, int] = {}
+        held: dict[str, int] = {}
+        for name in () if forward else self.lowered.saved:
+            storage = values[name].storage
+            held[storage] = values.get(storage, values[name]).nbytes
+            kinds[storage] = GATHERED if storage in self.traffic.derived else ACTIVATIONS
+        gradients = self._storages(self.lowered.accumulated.values())
+        derived = self.stored | self.traffic.derived
+        section = self.lowered.forward if forward else self.lowered.backward
+        known = {values[name].storage for name in section.inputs} | held.keys()
+        for number in order:
+            block = self.blocks[number]
+            live, peak = [0, 0, 0], 0
+            memory = Footprint()
+            for op in groups[number]:
+                names = list(op.operands())
+                work = block.forward
+                if not forward:
+                    leads = op.name in self.traffic.to_weights
+                    work = block.weights if leads else block.inputs
+                family = self._add(work, op)
+                carries = (
+                    family in _CARRIES_PARAMETER
+                    and len(names) == 1
+                    and values[names[0]].storage in derived
+                )
+                for result in op.results:
+                    if result is None or values[result].storage in known:
+                        continue
+                    storage = values[result].storage
+                    known.add(storage)
+                    nbytes = values.get(storage, values[result]).nbytes
+                    kind = ACTIVATIONS
+                    if not forward and storage in gradients:
+                        kind = GRADIENTS
+                    elif carries:
+                        kind = GATHERED
+                        derived.add(storage)
+                        if family == "collective" and forward:
+                            block.gathered_bytes += nbytes
+                    held[storage], kinds[storage] = nbytes, kind
+                    live[kind] += nbytes
+                if (total := sum(live)) > peak:
+                    peak = total
+                    memory.peak, memory.peak_op = (live[0], live[1], live[2]), op
+                for name in (*names, *(r for r in op.results if r is not None)):
+                    storage = values[name].storage
+                    if last[storage] == op.name and storage not in keep and storage in held:
+                        live[kinds[storage]] -= held.pop(storage)
+            memory.net = (live[0], live[1], live[2])
+            if forward:
+                block.forward_memory = memory
+            else:
+                block.backward_memory = memory
+
+    def _once_a_step(self) -> None:
+        """Gathers and reductions of once a step, with the block of their parameter."""
+        lowered, values = self.lowered, self.values
+        users = self.traffic.users
+        for index, parameter in enumerate(lowered.parameters):
+            for number in users.get(parameter.value, (0,)):
+                self.blocks[number].parameters.append(index)
+        for buffer in lowered.buffers:
+            number = min(users.get(buffer.value, (0,)))
+            self.blocks[number].buffer_bytes += values[buffer.value].nbytes
+        for number, group in enumerate(self.parts.forward):
+            used = {name for op in group for name in op.operands()}
+            self.blocks[number].batch.update(used & set(lowered.batch.values()))
+        where = {item.value: min(users.get(item.value, (0,))) for item in lowered.parameters}
+        outputs = self._storages(lowered.gather.outputs)
+        counted: set[str] = set()
+        for op in lowered.gather.ops:
+            number = min((where[name] for name in op.operands() if name in where), default=0)
+            where.update((name, number) for name in op.results if name is not None)
+            self._add(self.blocks[number].gather, op, role="gather")
+            for storage in self._storages(name for name in op.results if name is not None):
+                if storage in outputs and storage not in counted:
+                    counted.add(storage)
+                    self.blocks[number].gather_bytes += values[storage].nbytes
+        for name in dict.fromkeys(lowered.accumulated.values()):
+            number = self.parts.segment_of.get(name, 0)
+            storage = values[name].storage
+            size = values.get(storage, values[name])
+            self.blocks[number].accumulated[storage] = size.nbytes, ITEM_BYTES[size.dtype]
+        segment = dict(self.parts.segment_of)
+        last: dict[str, str] = {}
+        for op in lowered.reduce.ops:
+            for name in op.operands():
+                last[values[name].storage] = op.name
+        keep = self._storages(lowered.reduce.outputs)
+        known = self._storages(lowered.reduce.inputs)
+        for op in lowered.reduce.ops:
+            number = min((segment[name] for name in op.operands() if name in segment), default=0)
+            segment.update((name, number) for name in op.results if name is not None)
+            self._add(self.blocks[number].reduce, op, role="reduce")
+            results = {values[r].storage for r in op.results if r is not None}
+            made = sum(values[storage].nbytes for storage in results - known)
+            known |= results
+            freed = sum(
+                values[storage].nbytes
+                for storage in self._storages(op.operands())
+                if last[storage] == op.name and storage not in keep
+            )
+            self.blocks[number].reduce_allocates.append((made, freed))
+
+    def _add(self, work: Work, op: Op, role: str = "") -> Family:
+        """Cost one op into `work`; returns its family."""
+        names = list(op.operands())
+        if op.target.startswith("mesh.") and family_of(op.target) == "collective":
+            work.add(self._collective(op, names, role))
+            return "collective"
+        seconds, flops, family = self.costs.op(op, names, self.values)[:3]
+        work.add(Task("compute", seconds), flops)
+        return family
+
+    def _collective(self, op: Op, names: list[str], role: str) -> Task:
+        values, mesh = self.values, self.lowered.mesh
+        kind = op.target.split(".")[1]
+        axis = str(dict(op.kwargs)["axis"])
+        payload = [item for item in op.results if item] if kind in _COUNT_RESULTS else names
+        nbytes = (
+            sent_bytes(op, values)
+            if kind == "halo"
+            else sum(values[name].nbytes for name in payload)
+        )
+        seconds = self.costs.collective(kind, mesh.extent(axis), mesh.stride(axis), nbytes)
+        source = op.source.module
+        role = role or {GATHERING: "gather", REDUCTION: "reduce"}.get(source, "sync")
+        return Task(role, seconds, axis, kind, nbytes, ITEM_BYTES[values[payload[0]].dtype])
+
+    def _storages(self, names: Iterable[str]) -> set[str]:
+        return {self.values[name].storage for name in names}
+
+
+def payload_of(works: Iterable[tuple[Work, int]]) -> Mapping[tuple[str, str], tuple[int, int]]:
+    """Collectives by (kind, axis): how many and their bytes, each work so many times."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for work, times in works:
+        for task in work.tasks:
+            if task.kind:
+                count, nbytes = found.get((task.kind, task.axis), (0, 0))
+                found[task.kind, task.axis] = (count + times, nbytes + times * task.nbytes)
+    return found
