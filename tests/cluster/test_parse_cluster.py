@@ -38,10 +38,12 @@ def test_hosts_and_groups() -> None:
     cluster = parse_cluster("4x8:h100-sxm+8x8:a100-40g")
     assert cluster.size == 96
     assert [group.hosts for group in cluster.groups] == [4, 8]
-    assert cluster.memory_bytes == 40 * 10**9
+    assert 39 * 2**30 < cluster.memory_bytes < 40 * 2**30
     assert cluster.peak_flops == pytest.approx(32 * 989.4e12 + 64 * 312e12)
     h100 = cluster.groups[0]
-    assert h100.intra_bytes_per_s > h100.inter_bytes_per_s
+    assert [level.name for level in h100.levels] == ["host", "across"]
+    assert [level.devices for level in h100.levels] == [8, 32]
+    assert h100.levels[0].bytes_per_s > h100.levels[1].bytes_per_s
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,16 @@ def test_hosts_and_groups() -> None:
         ("2x-1:h200", "devices per host"),
         ("x8:h200", "nothing"),
         ("٣x8:h200", "hosts"),
-        ("2x8:h200+", "''"),
+        ("2x8:h200+", "+ with no group"),
+        ("+2x8:h200", "+ with no group"),
+        ("2x8:h200++2x8:h200", "+ with no group"),
+        ("2x8:h200+2x8", "HOSTSxDEVICES:KIND"),
+        ("0x8:h200+2x8:h200", "hosts"),
+        ("99999999x8:h200", "beyond 1048576"),
+        ("2x9999:h200", "beyond 4096"),
+        ("1000000x4096:h200", "4096000000 devices"),
+        ("9" * 5000 + "x8:h200", "beyond 1048576"),
+        ("local:99999", "beyond 4096"),
         ("2x8:nowhere.json", "nowhere.json"),
         ("nowhere.json", "nowhere.json"),
     ],
@@ -78,7 +89,11 @@ def test_nonsense(text: str, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "close"),
-    [("h100sxm", "h100-sxm"), ("h100", "h100-pcie or h100-sxm"), ("A100-80G", "a100-80g")],
+    [
+        ("h100sxm", "h100-sxm"),
+        ("h100", "h100-96g-500w or h100-pcie or h100-sxm"),
+        ("A100-40", "a100-40g or a100-40g-pcie"),
+    ],
 )
 def test_unknown_kind_lists_the_known_and_the_closest(kind: str, close: str) -> None:
     with pytest.raises(ClusterError) as caught:
@@ -98,7 +113,12 @@ class TestFile:
         own = builtin_profile("h200").model_copy(update={"name": "mine"})
         save_profile(own, tmp_path / "mine.json")
         groups = [
-            {"hosts": 1, "devices": 8, "profile": "h100-sxm", "inter_bytes_per_s": 1e9},
+            {
+                "hosts": 1,
+                "devices": 8,
+                "profile": "h100-sxm",
+                "levels": [{"name": "across", "bytes_per_s": 1e9}],
+            },
             {"hosts": 2, "devices": 4, "profile": "mine.json"},
             {"hosts": 1, "devices": 2, "profile": own.model_dump()},
         ]
@@ -106,7 +126,7 @@ class TestFile:
         cluster = parse_cluster(path)
         assert cluster.text == path
         assert cluster.size == 18
-        assert cluster.groups[0].inter_bytes_per_s == 1e9
+        assert cluster.groups[0].levels[-1].bytes_per_s == 1e9
         assert cluster.groups[1].profile == cluster.groups[2].profile == own
 
     def test_a_dumped_cluster_is_read_back(self, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from meshwright.cluster.plausible import implausible_profile
 from meshwright.cluster.types import Profile
 from meshwright.errors import ClusterError
 
@@ -30,8 +31,16 @@ def save_profile(profile: Profile, path: str | Path) -> None:
 
 
 def load_profile(path: str | Path) -> Profile:
-    """Read a profile. Raises ClusterError that names the file and the field at fault."""
-    return validated(Profile, read_text(path), str(path))
+    """Read a profile. Raises ClusterError that names the file, the field and what was expected."""
+    return plausible(validated(Profile, read_text(path), str(path)), str(path))
+
+
+def plausible(profile: Profile, where: str) -> Profile:
+    """`profile`, unless a figure of it is none that a device has; `where` names it in errors."""
+    found = implausible_profile(profile)
+    if found is not None:
+        raise ClusterError(f"{where}: the field {found.field} {found.message}.", found.remedy)
+    return profile
 
 
 def read_text(path: str | Path) -> str:
@@ -52,28 +61,37 @@ def validated(model: type[_Model], text: str, where: str) -> _Model:
         raise ClusterError(*explain(error, where, tuple(model.model_fields))) from None
 
 
-def explain(error: ValidationError, where: str, known: tuple[str, ...] = ()) -> tuple[str, str]:
-    """Message and remedy for the first thing that is wrong."""
+def explain(
+    error: ValidationError, where: str, known: tuple[str, ...] = (), prefix: str = ""
+) -> tuple[str, str]:
+    """Message and remedy for the first thing that is wrong; `prefix` goes before its field."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return (
             f"{where} is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}",
             "Mend the JSON at that place.",
         )
-    field = ".".join(str(part) for part in first["loc"]) or "the whole file"
+    path = (prefix + ".".join(str(part) for part in first["loc"])).strip(".")
+    field = f"the field {path}" if path else "the whole file"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         close = get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        return f"{where}: the field {field} is unknown{more}.", f"Remove or rename it.{hint}"
+        return f"{where}: {field} is unknown{more}.", f"Remove or rename it.{hint}"
     if first["type"] == "missing":
-        return f"{where}: the field {field} is missing{more}.", "Add it."
+        return f"{where}: {field} is missing{more}.", "Add it."
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if first["type"] == "value_error" and isinstance(first["input"], dict):
+        # About how the fields of one object fit together: the text names them.
+        return f"{where}: {field}: {expected}{more}.", "Make them fit together."
     got = repr(first["input"])
     got = got if len(got) <= 60 else got[:57] + "..."
-    return (
-        f"{where}: the field {field} is wrong: got {got}; {first['msg'].lower()}{more}.",
-        "Correct that field.",
-    )
+    return f"{where}: {field} is wrong: got {got}; it {expected}{more}.", "Correct that field."
+
+
+def whole_number(value: object) -> TypeGuard[int]:
+    """Whether `value` is a count: a whole number of at least one, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @cache
@@ -101,4 +119,5 @@ def builtin_profile(kind: str) -> Profile:
             "works too.",
         )
     text = (_FOLDER / f"{kind}.json").read_text(encoding="utf-8")
-    return validated(Profile, text, f"the built-in profile {kind}")
+    where = f"the built-in profile {kind}"
+    return plausible(validated(Profile, text, where), where)

@@ -96,6 +96,38 @@ class LinkLevel(Record):
         return self.bytes_per_s / self.shared_by
 
 
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Fitted(Record):
+    """Constants that `meshwright calibrate` fitted to what it timed on one machine.
+
+    An op takes the sum of its constants in `ops` times its terms
+    (`meshwright.cost.terms`): seconds a launch, a multiply-add, a byte and so on,
+    of the process's own processor time. By op's name, else by family.
+
+    contention: seconds by the clock for each second of processor time, while as
+        many processes run as will: above 1 where they share cores.
+    cache_bytes: what an op moves beyond it comes from memory.
+    dtype_time: time of matmul-like ops at other dtypes, as a multiple of float32's.
+    optimizers: by name, seconds a tensor, a byte of it, and a byte beyond the cache.
+    step_s: what a step takes beside its ops, microbatch_s what each microbatch does.
+    noise: by `compute`, `collectives` and `optimizer`, how far two measurements of
+        the same thing lay apart, as a share; half of it lies on either side.
+    """
+
+    ops: dict[str, tuple[NonNegative, ...]]
+    contention: float = Field(default=1.0, gt=0)
+    cache_bytes: float = Field(gt=0)
+    dtype_time: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    optimizers: dict[str, tuple[NonNegative, NonNegative, NonNegative]] = Field(
+        default_factory=dict
+    )
+    step_s: float = Field(default=0.0, ge=0)
+    microbatch_s: float = Field(default=0.0, ge=0)
+    noise: dict[str, NonNegative] = Field(default_factory=dict)
+
+
 class Profile(Record):
     """Coefficients of one kind of device, measured by `calibrate` or published.
 
@@ -120,6 +152,7 @@ class Profile(Record):
     collectives: measured times of collectives; read in place of `links` where there are any.
     calibrated: true when the figures were measured where the work will run.
     processes: how many processes competed for the machine while it was measured.
+    fitted: constants of ops, read in place of the curves and rates above where there are any.
 
     Of published ones:
     architecture: generation of the chip in lower case, such as `ampere`.
@@ -156,6 +189,7 @@ class Profile(Record):
     family_rate: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     calibrated: bool = False
     processes: int | None = Field(default=None, ge=1)
+    fitted: Fitted | None = None
     architecture: str | None = None
     peak_flops_by_dtype: dict[Dtypes, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     compute_units: int | None = Field(default=None, ge=1)
@@ -226,6 +260,39 @@ class HostGroup(Record):
             )
         return {**data, "levels": both}
 
+    @model_validator(mode="after")
+    def _levels_nest(self) -> Self:
+        """Each level is made of whole units of the one before, and the last is all there is."""
+        before, rank = 1, -1
+        for index, level in enumerate(self.levels):
+            field = f"levels.{index}"
+            if LEVELS.index(level.name) <= rank:
+                raise ValueError(f"{field}.name is {level.name}: levels come in the order of "
+                                 f"{', '.join(LEVELS)}, each once")  # fmt: skip
+            if level.devices > self.size:
+                raise ValueError(f"{field}.devices is {level.devices}, but {self.hosts} hosts of "
+                                 f"{self.devices} devices have {self.size}")  # fmt: skip
+            if level.devices % before:
+                raise ValueError(f"{field}.devices is {level.devices}, which is no multiple of the "
+                                 f"{before} that the level inside it joins")  # fmt: skip
+            if level.name == "host" and level.devices != self.devices:
+                raise ValueError(f"{field}.devices is {level.devices}, but a host has "
+                                 f"{self.devices} devices")  # fmt: skip
+            if level.name == "device" and self.devices % level.devices:
+                raise ValueError(f"{field}.devices is {level.devices}, which does not divide a "
+                                 f"host's {self.devices} devices")  # fmt: skip
+            if level.name == "rack" and level.devices % self.devices:
+                raise ValueError(f"{field}.devices is {level.devices}, which is no multiple of a "
+                                 f"host's {self.devices} devices")  # fmt: skip
+            if level.shared_by > self.size:
+                raise ValueError(f"{field}.shared_by is {level.shared_by}, but there are "
+                                 f"{self.size} devices")  # fmt: skip
+            before, rank = level.devices, LEVELS.index(level.name)
+        if before != self.size:
+            raise ValueError(f"levels.{len(self.levels) - 1}.devices is {before}: the last level "
+                             f"has to join all {self.size} devices")  # fmt: skip
+        return self
+
     @property
     def size(self) -> int:
         return self.hosts * self.devices
@@ -252,8 +319,24 @@ class HostGroup(Record):
 
 
 class Cluster(Record):
+    """between: links that join the groups of hosts, where there are several; else the
+    slowest of what leads out of each of them."""
+
     text: str  # as the user wrote it
     groups: tuple[HostGroup, ...] = Field(min_length=1)
+    between: LinkLevel | None = None
+
+    @property
+    def outermost(self) -> LinkLevel:
+        """The links that join everything."""
+        if self.between is not None:
+            return self.between
+        last = [group.levels[-1] for group in self.groups]
+        if len(last) == 1:
+            return last[0]
+        slowest = min(last, key=lambda level: level.device_bytes_per_s)
+        latency_s = max(level.latency_s for level in last)
+        return slowest.model_copy(update={"devices": self.size, "latency_s": latency_s})
 
     @property
     def size(self) -> int:
