@@ -75,7 +75,7 @@ def test_hosts_and_groups() -> None:
         ("2x9999:h200", "beyond 4096"),
         ("1000000x4096:h200", "4096000000 devices"),
         ("9" * 5000 + "x8:h200", "beyond 1048576"),
-        ("local:99999", "beyond 4096"),
+        ("local:9999999", "beyond 1048576"),
         ("2x8:nowhere.json", "nowhere.json"),
         ("nowhere.json", "nowhere.json"),
     ],

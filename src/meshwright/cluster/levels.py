@@ -19,10 +19,10 @@ def levels_of(links: Sequence[Link], hosts: int, devices: int) -> tuple[LinkLeve
     for link in links:
         joined = {"host": devices, "across": total}.get(link.name) or link.devices or total
         joined = min(joined, total)
-        if joined > devices:
-            joined -= joined % devices
-        elif devices % joined:
-            continue  # a part of a device or host that such hosts can't be made of
+        if link.name == "device" and devices % joined:
+            continue  # such hosts hold no whole units of it
+        if link.name == "rack":
+            joined = max(joined - joined % devices, devices)
         levels.append(
             LinkLevel(
                 name=link.name,

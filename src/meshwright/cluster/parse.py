@@ -55,7 +55,7 @@ def parse_cluster(text: str, profile: Profile | None = None) -> Cluster:
 
 
 def _local(text: str, profile: Profile | None) -> HostGroup:
-    count = _count(text.partition(":")[2], "processes", text, _MOST_IN_A_HOST)
+    count = _count(text.partition(":")[2], "processes", text)
     base = builtin_profile("cpu") if profile is None else profile
     if profile is None:
         cores = os.cpu_count() or 1

@@ -69,7 +69,12 @@ def reach(cluster: Cluster, extent: int, stride: int) -> tuple[Reach, ...]:
 
 
 def level_between(cluster: Cluster, a: int, b: int) -> LinkLevel | None:
-    """The innermost level that joins ranks `a` and `b`; None where they are one device."""
+    """The innermost level that joins ranks `a` and `b`; None where they are one device.
+
+    Raises ValueError for a rank that the cluster does not have.
+    """
+    if not (0 <= a < cluster.size and 0 <= b < cluster.size):
+        raise ValueError(f"no ranks {a} and {b} in a cluster of {cluster.size}")
     if a == b:
         return None
     start = 0
@@ -81,10 +86,8 @@ def level_between(cluster: Cluster, a: int, b: int) -> LinkLevel | None:
                 for level in group.levels
                 if (a - start) // level.devices == (b - start) // level.devices
             )
-        if any(inside):
-            return cluster.outermost
         start += group.size
-    raise ValueError(f"no ranks {a} and {b} in a cluster of {cluster.size}")
+    return cluster.outermost
 
 
 def _spans(group: HostGroup, extent: int, stride: int, start: int) -> tuple[Span, ...]:

@@ -262,7 +262,8 @@ class HostGroup(Record):
 
     @model_validator(mode="after")
     def _levels_nest(self) -> Self:
-        """Each level is made of whole units of the one before, and the last is all there is."""
+        """Each level is made of whole units of the one before; the last is all there is, and
+        may end in a part of a unit, such as a rack that is not full."""
         before, rank = 1, -1
         for index, level in enumerate(self.levels):
             field = f"levels.{index}"
@@ -272,7 +273,7 @@ class HostGroup(Record):
             if level.devices > self.size:
                 raise ValueError(f"{field}.devices is {level.devices}, but {self.hosts} hosts of "
                                  f"{self.devices} devices have {self.size}")  # fmt: skip
-            if level.devices % before:
+            if level.devices % before and level.devices < self.size:
                 raise ValueError(f"{field}.devices is {level.devices}, which is no multiple of the "
                                  f"{before} that the level inside it joins")  # fmt: skip
             if level.name == "host" and level.devices != self.devices:
