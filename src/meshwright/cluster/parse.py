@@ -76,12 +76,17 @@ def slowed(profile: Profile, factor: float, note: str = "") -> Profile:
     if factor == 1.0:
         return profile
 
+    fitted = profile.fitted
+    if fitted is not None:
+        fitted = fitted.model_copy(update={"contention": fitted.contention * factor})
+
     def stretch(points: tuple[Point, ...]) -> tuple[Point, ...]:
         return tuple(Point(x=point.x, seconds=point.seconds * factor) for point in points)
 
     return profile.model_copy(
         update={
             "name": f"{profile.name}, {note}" if note else profile.name,
+            "fitted": fitted,
             "matmul": stretch(profile.matmul),
             "memory": stretch(profile.memory),
             "collectives": tuple(

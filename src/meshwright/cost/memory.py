@@ -9,6 +9,7 @@ from math import ceil
 from meshwright.cluster.types import Profile
 from meshwright.cost.compute import host_seconds, streaming_seconds
 from meshwright.cost.constants import Constants
+from meshwright.cost.fitted import optimizer_tensor_seconds
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import StoredParameter
 from meshwright.program.types import Value
@@ -122,6 +123,11 @@ def optimizer_seconds(
         )
         launches = ceil(len(stepped) / _TENSORS_A_LAUNCH)
         return streaming_seconds(moved, profile, constants, launches)
+    if profile.fitted is not None and optimizer.lower() in profile.fitted.optimizers:
+        return sum(
+            optimizer_tensor_seconds(optimizer.lower(), item.nbytes, profile.fitted)
+            for item in stepped
+        )
     each = [
         streaming_seconds(item.nbytes * cost.passes, profile, constants, cost.ops)
         for item in stepped

@@ -144,6 +144,17 @@ class CostTable:
             for profile in self.profiles
         )
 
+    def step_overhead(self, microbatches: int) -> float:
+        """What the step loop takes beside ops, as calibration timed it; else nothing."""
+        fitted = [profile.fitted for profile in self.profiles if profile.fitted is not None]
+        return max(
+            (
+                item.contention * (item.step_s + (microbatches - 1) * item.microbatch_s)
+                for item in fitted
+            ),
+            default=0.0,
+        )
+
     def optimizer(
         self,
         parameters: Sequence[StoredParameter],
