@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from meshwright.cluster.parse import parse_cluster
@@ -63,7 +63,7 @@ def test_one_device_needs_nothing_and_unknown_kinds_are_refused() -> None:
 @settings(max_examples=60)
 @given(
     st.sampled_from(sorted(COLLECTIVES)),
-    st.sampled_from([2, 3, 4, 8, 16, 32]),
+    st.sampled_from([2, 4, 8, 16, 32]),
     st.sampled_from([1, 2, 4, 8]),
     st.integers(0, 1 << 30),
     st.sampled_from(["local:4", "8x8:h100-sxm", "4x8:h100-sxm+8x8:a100-80g"]),
@@ -72,6 +72,7 @@ def test_more_bytes_never_cost_less(
     kind: str, extent: int, stride: int, nbytes: int, text: str
 ) -> None:
     c = parse_cluster(text)
+    assume(extent * stride <= c.size)
     few = collective_seconds(kind, extent, stride, nbytes, c)
     many = collective_seconds(kind, extent, stride, 2 * nbytes + 1, c)
     assert 0 < few <= many

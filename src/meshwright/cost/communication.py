@@ -19,13 +19,14 @@ from __future__ import annotations
 from math import ceil, log2
 from typing import Literal, NamedTuple
 
+from meshwright.cluster.reach import Reach, level_between, reach
 from meshwright.cluster.types import Cluster, CollectiveCurve, HostGroup, Tier
 from meshwright.cost.constants import Constants, default_constants
 from meshwright.cost.curve import interpolate
 from meshwright.cost.families import COLLECTIVES
 from meshwright.cost.hardware import hardware_of
-from meshwright.cost.links import Crossing, crossings, level_of, rates
-from meshwright.errors import RuleError
+from meshwright.cost.links import Crossing, crossings, rates
+from meshwright.errors import RuleError, UsageError
 
 
 class Protocol(NamedTuple):
@@ -57,8 +58,9 @@ def collective_seconds(
 ) -> float:
     """Seconds of one `kind` over `axis_extent` devices that are `stride` ranks apart.
 
-    In a cluster of several kinds of host the slowest decides; 0 for one device
-    alone. Raises RuleError for an unknown kind.
+    In a cluster of several kinds of host the slowest set of devices decides; 0
+    for one device alone. Raises RuleError for an unknown kind, and UsageError
+    for an axis that is larger than the cluster.
     """
     if kind not in COLLECTIVES:
         raise RuleError(
@@ -67,11 +69,14 @@ def collective_seconds(
         )
     if axis_extent <= 1:
         return 0.0
-    mixed = len(cluster.groups) > 1
-    return max(
-        _in_group(kind, axis_extent, stride, nbytes, group, mixed, constants)
-        for group in cluster.groups
-    )
+    ways = reach(cluster, axis_extent, stride)
+    if not ways:
+        raise UsageError(
+            f"an axis of {axis_extent} devices that are {stride} ranks apart does not fit in a "
+            f"cluster of {cluster.size}",
+            "Choose degrees whose product is the cluster's size.",
+        )
+    return max(_on_way(kind, axis_extent, stride, nbytes, way, constants) for way in ways)
 
 
 def point_to_point_seconds(
@@ -87,24 +92,19 @@ def point_to_point_seconds(
     senders: devices of a host that send out of it at the same time; all those
     between the two ranks where it is not given, as between stages of a pipeline.
     """
-    if source == target:
+    level = level_between(cluster, source, target)
+    if level is None:
         return 0.0
-    first = _group_of(source, cluster)
-    second = _group_of(target, cluster)
-    one = first == second
     distance = abs(target - source)
     slowest = 0.0
-    for number in {first, second}:
-        group = cluster.groups[number]
-        begin = sum(item.size for item in cluster.groups[:number])
-        level = level_of(source - begin, target - begin, group) if one else group.levels[-1]
-        usable = _usable(group, constants)
+    for group in {_group_of(source, cluster), _group_of(target, cluster)}:
+        found = cluster.groups[group]
+        usable = _usable(found, constants)
         _, line, latency_s = rates(level, usable)
-        sending = min(distance, group.devices) if senders is None else senders
-        rate = line / _on_one_link(sending, level.shared_by, group.devices)
-        slowest = max(
-            slowest, _launch(group, usable) + _message(nbytes, rate, latency_s, usable is not None)
-        )
+        sending = min(distance, found.devices) if senders is None else senders
+        rate = line / _on_one_link(sending, level.shared_by, found.devices)
+        message_s = _message(nbytes, rate, latency_s, usable is not None)
+        slowest = max(slowest, _launch(found, usable) + message_s)
     return slowest
 
 
@@ -120,22 +120,16 @@ def tier_seconds(
     return tier.latency_s + nbytes * tier.shared_by / (rate * efficiency)
 
 
-def _in_group(
-    kind: str,
-    extent: int,
-    stride: int,
-    nbytes: float,
-    group: HostGroup,
-    mixed: bool,
-    constants: Constants | None,
+def _on_way(
+    kind: str, extent: int, stride: int, nbytes: float, way: Reach, constants: Constants | None
 ) -> float:
-    inside = stride * extent <= group.devices
-    if inside or (group.hosts == 1 and not mixed):
+    group = way.group
+    if all(span.level.devices <= group.devices for span in way.spans):
         curves = [curve for curve in group.profile.collectives if curve.kind == kind]
         if curves:
             return _measured(kind, extent, nbytes, curves)
     usable = _usable(group, constants)
-    crossed = crossings(extent, stride, group, mixed, usable)
+    crossed = crossings(way, usable)
     launch = _launch(group, usable)
     if kind == "all_reduce":
         return launch + _all_reduce(extent, nbytes, crossed, usable)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from math import ceil, log2
+from math import ceil, log2, prod
 from typing import NamedTuple
 
-from meshwright.cluster.types import HostGroup, LinkLevel
+from meshwright.cluster.reach import Reach
+from meshwright.cluster.types import LinkLevel
 from meshwright.cost.constants import Constants
 
 
@@ -31,35 +32,34 @@ class Crossing(NamedTuple):
     @property
     def rounds(self) -> int:
         """Steps of a tree that joins what lies below the level."""
-        return ceil(log2(ceil(self.inside / self.below)))
+        return ceil(log2(self.inside // self.below))
 
 
-def crossings(
-    extent: int, stride: int, group: HostGroup, leaves: bool, constants: Constants | None
-) -> tuple[Crossing, ...]:
-    """Levels that `extent` devices, `stride` ranks apart, cross in `group`, innermost first.
+def crossings(way: Reach, constants: Constants | None) -> tuple[Crossing, ...]:
+    """Levels that the sets of `way` cross, innermost first.
 
-    leaves: whether the axis may go on in another group of hosts. constants:
-    None where the links hold measured rates, which are taken as they are.
+    constants: None where the links hold measured rates, which are taken as they are.
     """
+    members = prod(span.extent for span in way.spans)
     found = []
     below = 1
-    for number, level in enumerate(group.levels):
-        last = number == len(group.levels) - 1
-        inside = _members(extent, stride, level.devices, last, leaves)
-        if inside > below:
-            hops = ceil(extent / below) - ceil(extent / inside)
-            found.append(_crossing(below, inside, hops, level, constants))
-            below = inside
+    for span in way.spans:
+        inside = below * span.extent
+        part, line, latency_s = rates(span.level, constants)
+        found.append(
+            Crossing(
+                below=below,
+                inside=inside,
+                hops=members // below - members // inside,
+                bytes_per_s=part,
+                line_bytes_per_s=line,
+                shared_by=span.level.shared_by,
+                latency_s=latency_s,
+                in_network=span.level.in_network,
+            )
+        )
+        below = inside
     return tuple(found)
-
-
-def level_of(source: int, target: int, group: HostGroup) -> LinkLevel:
-    """The innermost level that joins two ranks, counted from the group's first."""
-    for level in group.levels:
-        if source // level.devices == target // level.devices:
-            return level
-    return group.levels[-1]
 
 
 def rates(level: LinkLevel, constants: Constants | None) -> tuple[float, float, float]:
@@ -70,20 +70,3 @@ def rates(level: LinkLevel, constants: Constants | None) -> tuple[float, float, 
     share = constants.link_efficiency_across if across else constants.link_efficiency_in_host
     latency_s = constants.hop_latency_across_s if across else constants.hop_latency_in_host_s
     return level.device_bytes_per_s * share, level.bytes_per_s * share, latency_s
-
-
-def _members(extent: int, stride: int, devices: int, last: bool, leaves: bool) -> int:
-    span = extent * stride
-    if last and (leaves or span >= devices):
-        return extent
-    if span <= devices:
-        # Where groups don't divide the unit evenly, one of them straddles its border.
-        return extent if last or devices % span == 0 else 1
-    return max(1, min(extent, devices // stride))
-
-
-def _crossing(
-    below: int, inside: int, hops: int, level: LinkLevel, constants: Constants | None
-) -> Crossing:
-    part, line, latency_s = rates(level, constants)
-    return Crossing(below, inside, hops, part, line, level.shared_by, latency_s, level.in_network)
