@@ -35,7 +35,6 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"A10G", "a10g"),
 )
 _WATTS = re.compile(r"\b(\d{3,4})\s*W\b")
-_MEMORY_GB = re.compile(r"(\d+)\s*-?GB")
 _MEMORY_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*TB/s")
 _CARDS = re.compile(r"(\d+)\s*x\s*(\d+)\s*Gb")  # 4x100Gb
 _HOST_RATE = re.compile(r"(\d+)\s*Gb(?:ps|/s)")  # of a whole host
@@ -63,10 +62,8 @@ def kind_of(gpu: str) -> str:
 
 
 def _changes(row: Row) -> tuple[tuple[str, float], ...]:
-    """Where a card differs from the data sheet's, in its own text: memory, its rate, power."""
+    """Where a card differs from the data sheet, in its own text: rate of its memory, power."""
     changes: dict[str, float] = {}
-    if found := _MEMORY_GB.search(row.gpu):
-        changes["memory_bytes"] = int(found[1]) * 10**9
     if "HBM" in row.gpu and (found := _MEMORY_RATE.search(row.notes)):
         changes["memory_bytes_per_s"] = float(found[1]) * 1e12
     if found := _WATTS.search(row.gpu):

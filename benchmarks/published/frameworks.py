@@ -6,7 +6,7 @@ from the name of its source; a source that names none is taken as the plainest o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.published.rows import Row
 
@@ -22,8 +22,9 @@ class Framework:
 
     sharding: ZeRO stage. sequence: sequence parallelism beside tensor parallelism. vocab: of its
     usual tokenizer. vocab_multiple: what the vocabulary is padded to a multiple of, for each
-    tensor part. fp32_gradients: gradients are summed and reduced in float32. attention: the
-    generation of its fused kernel, attention_hopper: that on Hopper and later.
+    tensor part. fp32_gradients: dtypes of parameters whose gradients are summed and reduced in
+    float32. attention, attention_hopper: the generation of its fused kernel, and that on Hopper and
+    later.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Framework:
     vocab_multiple: int = 1
     fused_attention: bool = True
     tied: bool = True
-    fp32_gradients: bool = True
+    fp32_gradients: tuple[str, ...] = ("bfloat16",)
     attention: AttentionKernel = "flash2"
     attention_hopper: AttentionKernel = "flash2"
     assumes: tuple[str, ...] = ()
@@ -52,27 +53,27 @@ MEGATRON_DEEPSPEED = Framework(
     "norm, Adam; Narayanan et al. 2021, 4.2) under DeepSpeed's pipeline engine, which sends and "
     "receives between computing and reduces gradients after the last microbatch "
     "(deepspeed.ai/tutorials/pipeline). fp16 and no ZeRO unless told otherwise, GPT-2's "
-    "vocabulary padded to a multiple of 128 for each tensor part (megatron/arguments.py).",
+    "vocabulary padded to a multiple of 128 for each tensor part (megatron/arguments.py). Its "
+    "bf16 optimizer sums and reduces gradients in float32 (deepspeed/runtime/bf16_optimizer.py).",
     executor=_FUSED,
     precision="fp16",
     sharding=0,
     vocab=50257,
     vocab_multiple=128,
     fused_attention=False,
-    fp32_gradients=False,
 )
 
 MEGATRON_LM = Framework(
     name="Megatron-LM",
     source="Megatron-LM before Megatron-Core (Shoeybi et al. 2019; Narayanan et al. 2021): fused "
-    "kernels as above, 1F1B or interleaved, gradients reduced after the last microbatch.",
-    executor=_FUSED,
+    "kernels as above, 1F1B or interleaved, gradients in one buffer and reduced after the last "
+    "microbatch.",
+    executor=replace(_FUSED, gradient_buffer=True),
     precision="fp16",
     sharding=0,
     vocab=50257,
     vocab_multiple=128,
     fused_attention=False,
-    fp32_gradients=False,
 )
 
 MEGATRON_CORE = Framework(
@@ -83,8 +84,8 @@ MEGATRON_CORE = Framework(
     "head untied in the recipes of Llama and Nemotron.",
     executor=Executor(
         overlap_gradients=True, overlap_gathers=True, overlap_pipeline=True, overlap_tensor=True,
-        bucket_bytes=160 * 2**20, fused_optimizer=True, compiled=True, cached_allocator=True,
-        async_host=True,
+        bucket_bytes=160 * 2**20, gradient_buffer=True, fused_optimizer=True, compiled=True,
+        cached_allocator=True, async_host=True,
     ),
     recompute="none",
     sharding=1,
@@ -105,11 +106,11 @@ LLM_FOUNDRY = Framework(
     source="Composer on PyTorch FSDP, a block a unit, the next gathered beside this one's compute "
     "(mosaicml/llm-foundry scripts/train/yamls/pretrain; docs.mosaicml.com FSDP): bf16 autocast; "
     "DEFAULT keeps float32 shards and reduces in float32, PURE keeps and reduces bf16. MPT has "
-    "biases, learned positions, tied embeddings. attn_impl: triton (FlashAttention 1) in those "
-    "files; the H100 image has flash-attn 2 (scripts/train/benchmarking).",
+    "biases, learned positions, tied embeddings; attn_impl: triton (FlashAttention 1).",
     executor=_FSDP,
     sharding=3,
     attention="flash1",
+    attention_hopper="flash1",
 )
 
 TORCHTITAN = Framework(
@@ -137,7 +138,7 @@ INTERNLM = Framework(
     ),
     sharding=1,
     tied=False,
-    fp32_gradients=False,
+    fp32_gradients=(),
     attention="flash1",
 )  # fmt: skip
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from benchmarks.published.clusters import cluster_for
 from benchmarks.published.models import model_for, stands_for
 from benchmarks.published.rows import Row
-from benchmarks.published.setting import optimizer_of, setting_of
+from benchmarks.published.setting import OPTIMIZER, executor_for, kernels_for
 from benchmarks.published.settle import (
-    EIGHT_BIT,
     Settled,
     Unpredictable,
     measured_step_s,
@@ -20,7 +19,6 @@ from benchmarks.published.strategies import pipeline_of, strategy_text
 
 from meshwright.cluster.types import Cluster
 from meshwright.cost.constants import Constants, default_constants
-from meshwright.cost.hardware import Kernels
 from meshwright.cost.table import table_for
 from meshwright.errors import MeshwrightError
 from meshwright.layout.assignment import assign
@@ -96,23 +94,17 @@ def predict(row: Row, constants: Constants | None = None) -> Predicted:
 def _simulate(
     settled: Settled, strategy: str, cluster: Cluster, constants: Constants
 ) -> Simulation:
-    framework = settled.framework
-    hopper = cluster.groups[0].profile.architecture in ("hopper", "blackwell")
-    kernels = Kernels(
-        attention=framework.attention_hopper if hopper else framework.attention,
-        linear_dtype="float8" if settled.precision in EIGHT_BIT else None,
-    )
     return simulate(
         _lowered(settled, strategy),
         cluster,
         microbatches=settled.microbatches,
-        optimizer=optimizer_of(settled),
+        optimizer=OPTIMIZER,
         pipeline=pipeline_of(settled),
         recompute=settled.recompute,
-        executor=setting_of(settled),
+        executor=executor_for(settled),
         stands_for=stands_for(settled.dims),
         memory_curve=False,
-        costs=table_for(cluster, constants, kernels),
+        costs=table_for(cluster, constants, kernels_for(settled, cluster)),
     )
 
 

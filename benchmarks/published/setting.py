@@ -1,28 +1,36 @@
-"""How the framework of a row runs it: the executor's properties and the optimizer's state."""
+"""How the framework of a row runs it, as the simulator takes it."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
-from benchmarks.published.settle import PURE, Settled
+from benchmarks.published.settle import EIGHT_BIT, PURE, Settled
 
+from meshwright.cluster.types import Cluster
+from meshwright.cost.hardware import Kernels
 from meshwright.simulate.executor import Executor
 
+OPTIMIZER = "adamw"  # of all of these sources, in one of its variants with two states
 
-def setting_of(settled: Settled) -> Executor:
+_FASTER_KERNELS = ("hopper", "blackwell")
+
+
+def executor_for(settled: Settled) -> Executor:
     framework = settled.framework
-    changes = {"compiled": settled.compiled}
-    known = {field.name for field in fields(Executor)}
-    pure = settled.precision in PURE
-    for name, value in {
-        "master_weights": not pure,
-        "gradient_dtype": "float32" if framework.fp32_gradients and not pure else None,
-        "shard_group": settled.shard_group,
-    }.items():
-        if name in known:
-            changes[name] = value
-    return replace(framework.executor, **changes)
+    mixed = settled.precision not in PURE
+    in_float32 = mixed and settled.dims.dtype in framework.fp32_gradients
+    return replace(
+        framework.executor,
+        compiled=settled.compiled,
+        master_weights=mixed,
+        gradient_dtype="float32" if in_float32 else None,
+    )
 
 
-def optimizer_of(settled: Settled) -> str:
-    return "adamw"
+def kernels_for(settled: Settled, cluster: Cluster) -> Kernels:
+    framework = settled.framework
+    new = cluster.groups[0].profile.architecture in _FASTER_KERNELS
+    return Kernels(
+        attention=framework.attention_hopper if new else framework.attention,
+        linear_dtype="float8" if settled.precision in EIGHT_BIT else None,
+    )

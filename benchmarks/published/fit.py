@@ -1,0 +1,189 @@
+"""Fits the few constants of accelerators on one part of published rows, and reports on the other.
+
+    python -m benchmarks.published.fit FILE.csv [--leave-one-source-out] [--write]
+
+Which rows are fitted on is decided by a hash of what they say (`summary.part_of`); only fully
+specified rows of A100 and H100 count. What is made small is the sum over rows of the absolute
+log of predicted over measured step time, huge errors counted less than in proportion, each
+source weighed by the square root of its number of rows. The constants move on a log scale and
+stay within what is physically possible. The same file gives the same values.
+
+`--write` writes them to src/meshwright/cost/constants.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from benchmarks.published.predict import Predicted, predict
+from benchmarks.published.rows import Row, read_rows
+from benchmarks.published.settle import Unpredictable, settle
+from benchmarks.published.summary import figures, part_of
+
+import meshwright.cost.constants as constants_module
+from meshwright.cost.constants import Constants, default_constants
+
+# Name of each constant that is fitted, and between which values it may lie.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "matmul_efficiency_ampere": (0.6, 1.0),
+    "matmul_efficiency_hopper": (0.5, 1.0),
+    "unaligned_matmul_rate": (0.25, 0.95),
+    "tile_overhead_s": (2e-7, 6e-6),
+    "attention_forward_efficiency_ampere": (0.3, 1.0),
+    "attention_forward_efficiency_hopper": (0.3, 1.0),
+    "attention_backward_efficiency_ampere": (0.25, 1.0),
+    "attention_backward_efficiency_hopper": (0.25, 1.0),
+    "memory_efficiency": (0.6, 0.95),
+    "host_launch_s": (2e-6, 3e-5),
+    "kernel_launch_s": (5e-7, 6e-6),
+    "link_efficiency_in_host": (0.4, 0.95),
+    "link_efficiency_across": (0.3, 0.98),
+}
+_STEP = 0.04  # of a constant's log, for differences
+_ROUNDS = 6
+_DAMPING = 0.05  # pulls towards the values that are physically expected, in rows per unit of log
+_HUGE = 0.10  # log error from which on a row counts less than in proportion to its square
+
+
+def rows_to_fit(rows: Sequence[Row]) -> list[Row]:
+    """Fully specified rows of A100 and H100 with a measured step time."""
+    found = []
+    for row in rows:
+        try:
+            settled = settle(row)
+        except Unpredictable:
+            continue
+        timed = row.step_time_s or row.tokens_per_s_per_gpu or row.derived_step_time_s
+        if not settled.assumed and timed and any(kind in row.gpu for kind in ("A100", "H100")):
+            found.append(row)
+    return found
+
+
+def log_errors(rows: Sequence[Row], constants: Constants) -> tuple[list[Predicted], np.ndarray]:
+    """Natural log of predicted over measured; rows that can't be predicted are left out."""
+    predicted = []
+    for row in rows:
+        try:
+            predicted.append(predict(row, constants))
+        except Unpredictable:
+            continue
+    errors = [math.log(item.predicted_s / item.measured_s) for item in predicted if item.measured_s]
+    return predicted, np.array(errors)
+
+
+def fit(rows: Sequence[Row], say: Callable[[str], None] = lambda text: None) -> Constants:
+    """Gauss-Newton steps on reweighted log errors, each halved until it helps."""
+    constants = default_constants()
+    names = list(BOUNDS)
+    start = np.log([getattr(constants, name) for name in names])
+    low, high = (np.log([BOUNDS[name][side] for name in names]) for side in (0, 1))
+    at = np.clip(start, low, high)
+    weights = _weights(rows, constants)
+
+    def errors_at(point: np.ndarray) -> np.ndarray:
+        return log_errors(rows, _with(constants, names, point))[1]
+
+    def loss(errors: np.ndarray, point: np.ndarray) -> float:
+        huber = _HUGE**2 * (np.sqrt(1 + (errors / _HUGE) ** 2) - 1)
+        return float(weights @ huber + 0.5 * _DAMPING * np.sum((point - start) ** 2) * _HUGE)
+
+    errors = errors_at(at)
+    for number in range(_ROUNDS):
+        slopes = np.empty((len(errors), len(names)))
+        for column in range(len(names)):
+            moved = at.copy()
+            moved[column] += _STEP if at[column] + _STEP <= high[column] else -_STEP
+            slopes[:, column] = (errors_at(moved) - errors) / (moved[column] - at[column])
+        row_weights = weights / np.sqrt(1 + (errors / _HUGE) ** 2)
+        damping = _DAMPING * _HUGE * np.eye(len(names))
+        matrix = slopes.T @ (row_weights[:, None] * slopes) + damping
+        target = slopes.T @ (row_weights * errors) + _DAMPING * _HUGE * (at - start)
+        step = -np.linalg.solve(matrix, target)
+        before = loss(errors, at)
+        for halving in range(5):
+            tried = np.clip(at + step / 2**halving, low, high)
+            tried_errors = errors_at(tried)
+            if loss(tried_errors, tried) < before:
+                break
+        else:
+            break
+        gain = before - loss(tried_errors, tried)
+        at, errors = tried, tried_errors
+        say(f"round {number + 1}: median {np.median(np.abs(errors)):.3f}, loss -{gain:.2g}")
+        if gain < 1e-4 * before:
+            break
+    return _with(constants, names, at)
+
+
+def _weights(rows: Sequence[Row], constants: Constants) -> np.ndarray:
+    predicted, _ = log_errors(rows, constants)
+    timed = [item.row.source for item in predicted if item.measured_s]
+    counts = Counter(timed)
+    return np.array([counts[source] ** -0.5 for source in timed])
+
+
+def _with(constants: Constants, names: Sequence[str], point: np.ndarray) -> Constants:
+    values = {name: _rounded(math.exp(x)) for name, x in zip(names, point, strict=True)}
+    return replace(constants, **values)
+
+
+def _rounded(value: float) -> float:
+    """To four digits, so that the file holds what was used."""
+    return float(f"{value:.4g}")
+
+
+def write(constants: Constants) -> None:
+    """Into the file of constants, one entry a line as it was."""
+    path = Path(constants_module.__file__).with_name("constants.json")
+    items = json.loads(path.read_text(encoding="utf-8"))
+    for item in items:
+        if item["name"] in BOUNDS:
+            item["value"] = getattr(constants, item["name"])
+    lines = ",\n ".join(json.dumps(item) for item in items)
+    path.write_text(f"[\n {lines}\n]\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.published.fit")
+    parser.add_argument("file", metavar="FILE.csv")
+    parser.add_argument("--leave-one-source-out", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write constants.json")
+    given = parser.parse_args(arguments)
+    rows = rows_to_fit(read_rows(given.file)[0])
+    chosen = [row for row in rows if part_of(row) == "fit"]
+    others = [row for row in rows if part_of(row) != "fit"]
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    fitted = fit(chosen, say)
+    found: dict[str, object] = {
+        "constants": {name: getattr(fitted, name) for name in BOUNDS},
+        "fit": figures(log_errors(chosen, fitted)[0]),
+        "held_out": figures(log_errors(others, fitted)[0]),
+    }
+    if given.leave_one_source_out:
+        left_out = {}
+        for source in dict.fromkeys(row.source for row in rows):
+            say(f"without {source}")
+            without = fit([row for row in chosen if row.source != source], say)
+            of_source = [row for row in rows if row.source == source]
+            left_out[source] = figures(log_errors(of_source, without)[0])
+        found["left_out_sources"] = left_out
+    if given.write:
+        write(fitted)
+    json.dump(found, sys.stdout, indent=1, allow_nan=False)
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
