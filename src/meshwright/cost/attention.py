@@ -71,16 +71,13 @@ def attention_seconds(
         else constants.exponentials_per_score_forward
     )
     score_s = flops / rate + exponentials / (hardware.special_per_s * hardware.sustained)
-    blocks = ceil(item.queries / _BLOCK)
-    tiles = item.heads * blocks
-    rows = min(_BLOCK, item.queries)
-    tile_s = rows * item.keys * score_s * hardware.units
+    tiles = item.heads * ceil(item.queries / _BLOCK)
+    # Of one query block, over all keys.
+    tile_s = min(_BLOCK, item.queries) * item.keys * score_s * hardware.units
     waves = ceil(tiles / hardware.units)
     if item.causal:
         # Tiles differ in length, so that short ones fill the gaps; the longest is the least.
-        across = ceil(item.keys / _BLOCK)
-        tile_s = max(tile_s * (across + 1) / (2 * across) * tiles / hardware.units, tile_s)
-        seconds = tile_s
+        seconds = max(tile_s * _unmasked(item.keys) * tiles / hardware.units, tile_s)
     else:
         seconds = waves * tile_s
     seconds += waves * constants.tile_overhead_s
@@ -90,3 +87,10 @@ def attention_seconds(
         seconds += moved / (hardware.memory_bytes_per_s * constants.memory_efficiency)
         seconds += 2 * constants.kernel_launch_s
     return seconds
+
+
+def _unmasked(keys: int) -> float:
+    """Part of the keys that the blocks of a causal mask leave to the queries, on average."""
+    whole, rest = divmod(keys, _BLOCK)
+    seen = _BLOCK * whole * (whole + 1) / 2 + (keys if rest else 0)
+    return seen / (keys * ceil(keys / _BLOCK))

@@ -40,7 +40,7 @@ def product_seconds(
         for rows, columns in ((long, short), (short, long)) if long != short else ((long, short),):
             tiles = ceil(product.m / rows) * ceil(product.n / columns) * product.batch
             for cuts in _DEPTH_CUTS:
-                if cuts > 1 and (tiles >= units or product.k < 64 * cuts):
+                if cuts > 1 and tiles >= units:
                     break
                 tile_s = ceil(product.k / cuts) * step_s + constants.tile_overhead_s
                 seconds = ceil(tiles * cuts / units) * tile_s
