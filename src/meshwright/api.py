@@ -38,7 +38,7 @@ from meshwright.lower.special_random import RANDOM
 from meshwright.lower.user_rules import register_rule as register_rule
 from meshwright.plan.check import check_devices, check_executable, check_plan
 from meshwright.plan.file import load_plan
-from meshwright.plan.types import Alternative, Plan, Prediction, RandomNumbers
+from meshwright.plan.types import Alternative, Pipeline, Plan, Prediction, RandomNumbers
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
 from meshwright.program.types import Program
 from meshwright.runtime.comm import Communicator, connect
@@ -178,6 +178,8 @@ def plan(
     started, captured_before = time.perf_counter(), model.capture_s
     batch = model.global_batch
 
+    cut: dict[str, Pipeline | None] = {}  # by candidate
+
     def evaluate(candidate: Candidate) -> Prediction:
         say(f"costing {candidate.name}")
         lowered = _lower(model, candidate, clip_norm is not None)
@@ -185,6 +187,7 @@ def plan(
             lowered, where, microbatches=candidate.microbatches, optimizer=optimizer,
             pipeline=candidate.pipeline, recompute=candidate.recompute, memory_curve=False,
         )  # fmt: skip
+        cut[candidate.name] = result.pipeline
         program = model.microbatch(candidate.microbatches)[0].program
         return predict(result, program, candidate.microbatches, where)
 
@@ -216,7 +219,7 @@ def plan(
         rng=rng,
         decisions=best.decisions,
         parameters=best.parameters,
-        pipeline=best.pipeline,
+        pipeline=cut[best.name],
         recompute=best.recompute,
         predicted=found.best.prediction,
         origins=origins(lowered, best.microbatches),

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from meshwright.cost.families import Family, family_of
+from meshwright.cost.fusion import Fused, fuse
 from meshwright.cost.table import CostTable
 from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import LoweredProgram
@@ -48,16 +49,21 @@ class Task(NamedTuple):
 
 @dataclass(slots=True)
 class Work:
-    """Tasks of one phase of a segment, in order; neighbours that compute are one task."""
+    """Tasks of one phase of a segment, in order; neighbours that compute are one task.
+
+    host_s: in which the host issues them, at the same time.
+    """
 
     tasks: list[Task] = field(default_factory=list)
     compute_s: float = 0.0
     communication_s: float = 0.0
+    host_s: float = 0.0
     flops: float = 0.0
 
-    def add(self, task: Task, flops: float = 0.0) -> None:
+    def add(self, task: Task, flops: float = 0.0, host_s: float = 0.0) -> None:
         if task.role == "compute":
             self.compute_s += task.seconds
+            self.host_s += host_s
             self.flops += flops
             if self.tasks and self.tasks[-1].role == "compute":
                 self.tasks[-1] = Task("compute", self.tasks[-1].seconds + task.seconds)
@@ -108,6 +114,7 @@ class Block:
 @dataclass(frozen=True)
 class Costed:
     lowered: LoweredProgram
+    costs: CostTable
     segments: Segments
     blocks: tuple[Block, ...]
     traffic: Traffic
@@ -118,13 +125,20 @@ _kept: OrderedDict[tuple[object, ...], tuple[weakref.ref[LoweredProgram], Costed
 
 
 def costed(
-    lowered: LoweredProgram, costs: CostTable, starts: frozenset[str] = frozenset()
+    lowered: LoweredProgram,
+    costs: CostTable,
+    starts: frozenset[str] = frozenset(),
+    compiled: bool = False,
 ) -> Costed:
-    """The blocks of a lowered program on a cluster; the few asked for last are kept."""
-    key = (id(lowered), id(costs), starts)
+    """The blocks of a lowered program on a cluster; the few asked for last are kept.
+
+    starts: modules to start a block at, beside those found. compiled: pointwise ops of
+    a block run as fused kernels.
+    """
+    key = (id(lowered), id(costs), starts, compiled)
     found = _kept.get(key)
-    if found is None or found[0]() is not lowered:
-        made = _Costing(lowered, costs, segments(lowered, starts)).run()
+    if found is None or found[0]() is not lowered or found[1].costs is not costs:
+        made = _Costing(lowered, costs, segments(lowered, starts), compiled).run()
         found = _kept[key] = (weakref.ref(lowered), made)
     _kept.move_to_end(key)
     while len(_kept) > _KEPT:
@@ -133,8 +147,11 @@ def costed(
 
 
 class _Costing:
-    def __init__(self, lowered: LoweredProgram, costs: CostTable, parts: Segments) -> None:
+    def __init__(
+        self, lowered: LoweredProgram, costs: CostTable, parts: Segments, compiled: bool
+    ) -> None:
         self.lowered, self.costs, self.parts = lowered, costs, parts
+        self.kernels = self._fuse() if compiled else {}
         self.values = lowered.values
         self.blocks = [
             Block(name, repeated)
@@ -170,7 +187,7 @@ class _Costing:
         clip = Work()
         for op in lowered.clip.ops:
             self._add(clip, op)
-        return Costed(lowered, self.parts, tuple(self.blocks), self.traffic, clip)
+        return Costed(lowered, self.costs, self.parts, tuple(self.blocks), self.traffic, clip)
 
     def _walk(
         self,
@@ -241,6 +258,24 @@ class _Costing:
                 block.forward_memory = memory
             else:
                 block.backward_memory = memory
+
+    def _fuse(self) -> dict[str, Fused]:
+        """Each op's part of a fused kernel, block by block."""
+        groups = (*self.parts.forward, *self.parts.backward)
+        users: dict[str, set[int]] = {}
+        for number, group in enumerate(groups):
+            for op in group:
+                for name in op.operands():
+                    users.setdefault(name, set()).add(number)
+        ends = {*self.lowered.forward.outputs, *self.lowered.backward.outputs}
+        found: dict[str, Fused] = {}
+        for number, group in enumerate(groups):
+            made = (name for op in group for name in op.results if name is not None)
+            outlives = {n for n in made if n in ends or users.get(n, set()) - {number}}
+            for op, kernel in zip(group, fuse(group, self.lowered.values, outlives), strict=True):
+                if kernel is not None:
+                    found[op.name] = kernel
+        return found
 
     def _once_a_step(self) -> None:
         """Gathers and reductions of once a step, with the block of their parameter."""

@@ -100,10 +100,10 @@ def _passed(made: Row, counts: Sequence[int], first: Sequence[int]) -> None:
         own_backward[block] = {item.nbytes for item in given if block in item.backward}
         chained[block] = []
         for index, item in enumerate(crossing):
-            if item.made == block - 1 and block in (*item.forward, *item.backward):
-                if item.nbytes in sizes:
-                    sizes.remove(item.nbytes)
-                    chained[block].append(index)
+            uses = block in item.forward or block in item.backward
+            if item.made == block - 1 and uses and item.nbytes in sizes:
+                sizes.remove(item.nbytes)
+                chained[block].append(index)
         if sizes and given and not chained[block]:
             raise UsageError(
                 f"The module {made.costed.blocks[block].name!r} is to stand for {count} in a row, "

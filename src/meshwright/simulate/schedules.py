@@ -40,9 +40,7 @@ def schedule(pipeline: Pipeline, microbatches: int) -> list[list[Turn]]:
         return [_one_by_one(stages - 1 - stage, microbatches) for stage in range(stages)]
     if pipeline.schedule == "zb-h1":
         return [_zero_bubble(stage, stages, microbatches) for stage in range(stages)]
-    return [
-        _interleaved(stage, stages, pipeline.virtual, microbatches) for stage in range(stages)
-    ]
+    return [_interleaved(stage, stages, pipeline.virtual, microbatches) for stage in range(stages)]
 
 
 def _gpipe(microbatches: int) -> list[Turn]:

@@ -20,6 +20,7 @@ from meshwright.program.types import Value
 from meshwright.simulate.executor import OWN, Executor
 from meshwright.simulate.queues import Queues
 from meshwright.simulate.section import GRADIENTS, KINDS, Held, SectionRun, run_section
+from meshwright.simulate.staged import simulate_staged
 from meshwright.simulate.types import MemoryPoint, Simulation
 
 # Later microbatches look like these; a timeline shows each as one event a section.
@@ -37,19 +38,30 @@ def simulate(
     executor: Executor = OWN,
     stands_for: Mapping[str, int] = MappingProxyType({}),
     memory_curve: bool = True,
+    costs: CostTable | None = None,
 ) -> Simulation:
     """Time, memory and collectives of one step.
 
-    `optimizer` is a name in `meshwright.cost.memory.OPTIMIZERS`. Without
-    `memory_curve`, `events` and `curve` stay empty, which a search wants.
+    pipeline: stages that the model is cut into; the mesh has an axis `stage` of
+    that size. recompute: what the backward computes again. executor: what runs at
+    the same time. stands_for: a module (`layers.1`) whose ops, parameters and saved
+    values stand for so many equal ones in a row; cuts name them `layers.1#0` on.
+    costs: of this cluster, with constants or kernels of its own. `optimizer` is a
+    name in `meshwright.cost.memory.OPTIMIZERS`. Without `memory_curve`, `events`
+    and `curve` stay empty, which a search wants.
     Raises UsageError for nonsense arguments and RuleError for an op of
     unknown cost.
     """
     if microbatches < 1:
         raise UsageError(f"a step of {microbatches} microbatches", "Use at least one microbatch.")
-    if pipeline is not None or recompute != "none" or stands_for or executor != OWN:
-        raise UsageError("only what runs today can be simulated so far", "Leave the rest out.")
-    return _Step(lowered, table_for(cluster), microbatches, optimizer, memory_curve).run()
+    table = costs or table_for(cluster)
+    stages = pipeline.stages if pipeline else 1
+    if stages == 1 and recompute == "none" and not stands_for and executor == OWN:
+        return _Step(lowered, table, microbatches, optimizer, memory_curve).run()
+    return simulate_staged(
+        lowered, table, microbatches=microbatches, optimizer=optimizer, pipeline=pipeline,
+        recompute=recompute, executor=executor, stands_for=stands_for, detail=memory_curve,
+    )  # fmt: skip
 
 
 class _Step:
@@ -124,7 +136,7 @@ class _Step:
         ):
             self._count(part, times)
         accumulate_s = sum(self.costs.streaming(3 * size) for size in accumulated.values())
-        self.compute_s += (count - 1) * accumulate_s
+        self.compute_s += (count - 1) * accumulate_s + self.costs.step_overhead(count)
 
         self._show(gather, "gather", 0, 0)
         for number in range(count if self.detail else min(count, 2)):

@@ -83,9 +83,7 @@ class _Analysis:
         self.values = lowered.values
         self.forward = [(n, op) for n, group in enumerate(parts.forward) for op in group]
         count = len(parts.names)
-        self.backward = [
-            (n, op) for n in range(count - 1, -1, -1) for op in parts.backward[n]
-        ]
+        self.backward = [(n, op) for n in range(count - 1, -1, -1) for op in parts.backward[n]]
 
     def run(self) -> Traffic:
         users, derived, from_parameters = self._parameters()
@@ -168,9 +166,7 @@ class _Analysis:
             moved = sent.get(storage, 0) if travels[storage] else 0
             forward = tuple(sorted(uses[storage]))
             crossing.append(
-                Crossing(
-                    storage, size[storage], moved, number, forward, again, storage in derived
-                )
+                Crossing(storage, size[storage], moved, number, forward, again, storage in derived)
             )
         return tuple(tuple(group) for group in private), tuple(crossing)
 

@@ -1,20 +1,26 @@
-"""What the simulator says about one step of one device."""
+"""What the simulator says about one step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from meshwright.plan.types import Collective
+from meshwright.plan.types import Collective, Pipeline
 
 
 class Event(NamedTuple):
-    """One stretch of a queue: `queue` is `compute` or `communication`."""
+    """One stretch of a queue of a stage.
+
+    `queue` is `compute`; `communication`, or the axis whose communicator it is;
+    or the stage that something is sent to.
+    """
 
     name: str
     queue: str
     start_s: float
     end_s: float
+    stage: int = 0
 
 
 class MemoryPoint(NamedTuple):
@@ -24,9 +30,45 @@ class MemoryPoint(NamedTuple):
     bytes: int
 
 
+class MemoryMoment(NamedTuple):
+    """Most memory in use while `label` runs, which it starts to do at `start_s`."""
+
+    label: str
+    bytes: int
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One stage: a device of it, since all its devices do the same.
+
+    compute_s: its compute, clipping and optimizer included. stalls: the rest of
+    the step, by what the stage waits for: `bubble` for other stages, `transfer` for
+    values on their way, `collectives`, `gathers`, `gradient reduction`, `data` for
+    the batch, `launches` for the host, `overhead`. Both together are the step.
+    """
+
+    modules: tuple[str, ...]  # where its pieces begin
+    compute_s: float
+    communication_s: float
+    stalls: Mapping[str, float]
+    peak_memory_bytes: int
+    memory: Mapping[str, int]
+    peak_at: str
+    peak_source: str
+    curve: tuple[MemoryMoment, ...] = ()
+
+    @property
+    def bubble_s(self) -> float:
+        return self.stalls.get("bubble", 0.0)
+
+
+COMMUNICATION_STALLS = ("transfer", "collectives", "gathers", "gradient reduction")
+
+
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """One step of one device: time, memory, collectives.
+    """One step: time, memory, collectives.
 
     `memory` says what the peak is made of, in bytes: `parameters`, `gradients`,
     `optimizer`, `buffers` (constants included), `batch`, `gathered` (parameters
@@ -35,6 +77,14 @@ class Simulation:
     part of the step, at the peak. `flops` are those that the device executes,
     recomputation included. `events` and `curve` are empty unless they were
     asked for.
+
+    Where the model is cut into stages, memory is that of the fullest one,
+    collectives those of the one that communicates longest, and seconds and flops
+    are means over them. `exposed_communication_s` is communication that compute
+    waits for, `bubble` the share of the step in which a stage has nothing to do,
+    and `stalls` says what else than compute the step is spent on; see
+    `StageResult`. `pipeline` has its cuts filled in. `notes` names what could not
+    be counted.
     """
 
     step_time_s: float
@@ -48,3 +98,10 @@ class Simulation:
     flops: float
     events: tuple[Event, ...] = ()
     curve: tuple[MemoryPoint, ...] = ()
+    peak_source: str = ""
+    exposed_communication_s: float = 0.0
+    bubble: float = 0.0
+    stalls: Mapping[str, float] = field(default_factory=dict)
+    stages: tuple[StageResult, ...] = ()
+    pipeline: Pipeline | None = None
+    notes: tuple[str, ...] = ()

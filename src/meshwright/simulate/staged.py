@@ -1,0 +1,479 @@
+"""Simulates a step from the costs of its blocks: stages, schedules, overlap, recomputation.
+
+Without any of them the time is that of `step.py`, which goes through a step op by op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from meshwright.cost.memory import optimizer_cost
+from meshwright.cost.table import CostTable
+from meshwright.errors import UsageError
+from meshwright.layout.lowered import LoweredProgram, StoredParameter
+from meshwright.plan.types import STAGE, Collective, Pipeline, Recompute
+from meshwright.program.types import ITEM_BYTES
+from meshwright.simulate.blocks import Task, Work, costed
+from meshwright.simulate.copies import Row, row
+from meshwright.simulate.device_memory import DeviceMemory
+from meshwright.simulate.engine import Clock, Engine, Timed
+from meshwright.simulate.executor import Executor
+from meshwright.simulate.pieces import Phase, Piece, boundaries, cuts_of, pieces
+from meshwright.simulate.schedules import Turn, schedule
+from meshwright.simulate.types import (
+    COMMUNICATION_STALLS,
+    Event,
+    Simulation,
+    StageResult,
+)
+
+
+def simulate_staged(
+    lowered: LoweredProgram,
+    costs: CostTable,
+    *,
+    microbatches: int,
+    optimizer: str,
+    pipeline: Pipeline | None,
+    recompute: Recompute,
+    executor: Executor,
+    stands_for: Mapping[str, int],
+    detail: bool,
+) -> Simulation:
+    """See `meshwright.simulate.step.simulate`."""
+    starts = {cut.partition("#")[0] for cut in pipeline.cuts} if pipeline else set()
+    found = costed(lowered, costs, frozenset(starts | set(stands_for)), executor.compiled)
+    made = row(found, stands_for)
+    return _Staged(
+        lowered, costs, made, microbatches, optimizer, pipeline, recompute, executor, detail
+    ).run()
+
+
+class _Staged:
+    def __init__(
+        self,
+        lowered: LoweredProgram,
+        costs: CostTable,
+        made: Row,
+        microbatches: int,
+        optimizer: str,
+        pipeline: Pipeline | None,
+        recompute: Recompute,
+        executor: Executor,
+        detail: bool,
+    ) -> None:
+        self.lowered, self.costs, self.row = lowered, costs, made
+        self.microbatches, self.optimizer = microbatches, optimizer
+        self.executor, self.detail = executor, detail
+        self.pipeline = pipeline or Pipeline(stages=1)
+        self.stages = self.pipeline.stages
+        mesh = dict(lowered.mesh.axes)
+        if mesh.get(STAGE, 1) != self.stages:
+            raise UsageError(
+                f"The pipeline has {self.stages} stages, but the mesh has {mesh.get(STAGE, 1)}.",
+                "Lower the plan on a mesh with a stage axis of that size, outermost.",
+            )
+        self.stride = lowered.mesh.stride(STAGE) if STAGE in mesh else lowered.mesh.size
+        self.bounds = boundaries(made, pipeline, recompute)
+        self.pieces = pieces(made, self.bounds, recompute, executor, self._recost)
+        self.accumulate_s = [
+            0.0
+            if executor.gradient_buffer
+            else sum(costs.streaming(3 * nbytes) for nbytes in piece.gradients)
+            for piece in self.pieces
+        ]
+        self.notes: list[str] = []
+        self._timed: dict[tuple[str, int, bool, bool], Timed] = {}
+
+    def run(self) -> Simulation:
+        orders = schedule(self.pipeline, self.microbatches)
+        clocks = [Clock() for _ in range(self.stages)]
+        engine = Engine(
+            orders,
+            len(self.pieces),
+            self._turn,
+            self._transfer,
+            not self.executor.overlap_pipeline,
+            self.detail,
+            clocks,
+        )
+        for stage, clock in enumerate(clocks):
+            self._begin(stage, clock, engine.events)
+        engine.run()
+        optimizer_s = self._finish(clocks, engine.events)
+        step_s = max(clock.now_s for clock in clocks)
+        for clock in clocks:
+            clock.stall("bubble", step_s - clock.now_s)
+        results = [self._result(stage, clock) for stage, clock in enumerate(clocks)]
+        return self._simulation(step_s, optimizer_s, clocks, results, engine.events)
+
+    # Times
+
+    def _recost(self, task: Task, nbytes: int) -> Task:
+        mesh = self.lowered.mesh
+        seconds = self.costs.collective(
+            task.kind, mesh.extent(task.axis), mesh.stride(task.axis), nbytes
+        )
+        return task._replace(nbytes=nbytes, seconds=seconds)
+
+    def _turn(self, stage: int, turn: Turn) -> Timed:
+        """The tasks of a turn; alike for all microbatches but the first and the last."""
+        piece = turn.chunk * self.stages + stage
+        first = turn.microbatch == 0
+        last = turn.microbatch == self.microbatches - 1
+        key = (turn.phase, piece, first, last)
+        found = self._timed.get(key)
+        if found is None:
+            found = self._timed[key] = self._compiled(turn.phase, piece, first, last)
+        return found
+
+    def _compiled(self, phase: str, number: int, first: bool, last: bool) -> Timed:
+        piece = self.pieces[number]
+        apart = self.pipeline.schedule == "zb-h1"
+        executor = self.executor
+        tasks: list[Task] = []
+        if phase == "F":
+            works: list[Phase] = [piece.forward]
+            for gathers, block in zip(piece.gather, piece.forward.blocks, strict=True):
+                if first and executor.overlap_gathers:
+                    tasks += gathers
+                tasks += block
+        else:
+            both = {"B": [piece.inputs, piece.weights], "W": [piece.weights]}
+            works = both[phase][:1] if apart else both[phase]
+            ends = phase == "W" or not apart
+            reduce = last and ends and executor.overlap_gradients
+            buckets = self._buckets(piece) if reduce else [()] * len(piece.reduce)
+            for index, bucket in enumerate(buckets):
+                for work in works:
+                    tasks += work.blocks[index]
+                tasks += bucket
+            if ends and not first:
+                tasks.append(Task("compute", self.accumulate_s[number]))
+        roles = {"gather": executor.overlap_gathers, "reduce": executor.overlap_gradients}
+        tasks = [
+            task._replace(role="sync") if not roles.get(task.role, True) else task for task in tasks
+        ]
+        compute_s = sum(task.seconds for task in tasks if task.role == "compute")
+        seconds = sum(task.seconds for task in tasks)
+        beside = any(task.role in roles for task in tasks)
+        in_line = sum(task.seconds for task in tasks if task.role not in roles)
+        stretch = max(0.0, sum(work.host_s for work in works) - in_line)
+        return Timed(tuple(tasks), seconds + stretch, compute_s, beside, stretch)
+
+    def _buckets(self, piece: Piece) -> list[tuple[Task, ...]]:
+        """Collectives of gradients of once a step, after the block that completes each."""
+        limit = self.executor.bucket_bytes
+        found: list[tuple[Task, ...]] = []
+        pending: dict[tuple[str, str, int], Task] = {}
+        for number, tasks in enumerate(piece.reduce):
+            ready: list[Task] = []
+            for task in tasks:
+                if not task.kind or not limit:
+                    ready.append(task)
+                    continue
+                key = (task.kind, task.axis, task.itemsize)
+                seen = pending.pop(key, None)
+                nbytes = task.nbytes + (seen.nbytes if seen else 0)
+                pending[key] = task._replace(nbytes=nbytes)
+                if nbytes >= limit:
+                    ready.append(self._recost(pending.pop(key), nbytes))
+            if number == len(piece.reduce) - 1:
+                ready += [self._recost(task, task.nbytes) for task in pending.values()]
+            found.append(tuple(ready))
+        return found
+
+    def _transfer(self, piece: int, forward: bool) -> float:
+        other = piece + 1 if forward else piece - 1
+        nbytes = self.pieces[piece].sends_forward if forward else self.pieces[piece].sends_backward
+        if not nbytes:
+            return 0.0
+        source, target = (number % self.stages * self.stride for number in (piece, other))
+        return self.costs.message(nbytes, source, target)
+
+    def _begin(self, stage: int, clock: Clock, events: list[Event]) -> None:
+        """The batch is fetched, then parameters that are gathered once a step."""
+        nbytes = self._batch_bytes(stage)
+        if nbytes and any(profile.device != "cpu" for profile in self.costs.profiles):
+            if all(self._has_host(profile.name) for profile in self.costs.profiles):
+                clock.now_s += self.costs.tier(nbytes, "host", "read")
+                clock.stall("data", clock.now_s)
+            else:
+                note = "fetching the batch counts as nothing: a profile names no host memory"
+                self.notes = [note]
+        if self.executor.overlap_gathers:
+            return
+        for piece in self._held(stage):
+            for tasks in piece.gather:
+                for task in tasks:
+                    self._in_line(clock, task, "gathers", stage, events)
+
+    def _has_host(self, name: str) -> bool:
+        profile = next(item for item in self.costs.profiles if item.name == name)
+        return any(tier.name == "host" for tier in profile.lower_tiers)
+
+    def _in_line(
+        self, clock: Clock, task: Task, cause: str, stage: int, events: list[Event]
+    ) -> None:
+        begin = clock.now_s
+        clock.now_s += task.seconds
+        if task.kind:
+            clock.stall(cause, task.seconds)
+            clock.communication_s += task.seconds
+        else:
+            clock.compute_s += task.seconds
+        if self.detail:
+            queue = task.axis or "compute"
+            events.append(Event(task.kind or cause, queue, begin, clock.now_s, stage))
+
+    def _finish(self, clocks: Sequence[Clock], events: list[Event]) -> float:
+        """Reductions, gradients shared between stages, clipping, optimizer; its mean seconds."""
+        for stage, clock in enumerate(clocks):
+            if self.executor.overlap_gradients:
+                end = max((clock.now_s, *clock.queues.values()))
+                clock.stall("gradient reduction", end - clock.now_s)
+                clock.now_s = end
+                continue
+            for piece in reversed(self._held(stage)):
+                for tasks in self._buckets(piece):
+                    for task in tasks:
+                        self._in_line(clock, task, "gradient reduction", stage, events)
+        self._share(clocks)
+        if self.lowered.norm is not None:
+            together = max(clock.now_s for clock in clocks)
+            for clock in clocks:
+                clock.stall("bubble", together - clock.now_s)
+                clock.now_s = together
+        total = 0.0
+        for stage, clock in enumerate(clocks):
+            stepped = self._parameters(stage)
+            if self.lowered.norm is not None:
+                self._clip(stage, clock, events)
+            seconds = self.costs.optimizer(
+                stepped,
+                self.lowered.values,
+                self.optimizer,
+                fused=self.executor.fused_optimizer,
+                master=self.executor.master_weights,
+                gradient_bytes=self._gradient_itemsize,
+            )
+            if self.lowered.norm is not None:
+                seconds += self.costs.streaming(2 * self._stepped_gradients(stage))
+            if self.detail and seconds:
+                end = clock.now_s + seconds
+                events.append(Event("optimizer", "compute", clock.now_s, end, stage))
+            clock.now_s += seconds + self.executor.step_overhead_s
+            clock.compute_s += seconds
+            clock.stall("overhead", self.executor.step_overhead_s)
+            total += seconds
+        return total / len(clocks)
+
+    def _share(self, clocks: Sequence[Clock]) -> None:
+        """Gradients of parameters that several stages use are added up between them."""
+        for item in self.row.returned:
+            first, last = self._stage_of(item.end), self._stage_of(item.made)
+            if not item.shared or first == last:
+                continue
+            # Of two, each sends the other half of what it has, and then half of the sum.
+            ends = (first * self.stride, last * self.stride)
+            seconds = self.costs.message(item.nbytes, *ends)
+            together = max(clocks[first].now_s, clocks[last].now_s)
+            for stage in (first, last):
+                clock = clocks[stage]
+                clock.stall("bubble", together - clock.now_s)
+                clock.stall("gradient reduction", seconds)
+                clock.communication_s += seconds
+                clock.now_s = together + seconds
+
+    def _clip(self, stage: int, clock: Clock, events: list[Event]) -> None:
+        """The norm: a stage's part of its compute, and the collectives of all axes."""
+        whole = sum(
+            self.lowered.values[item.gradient].nbytes
+            for item in self.lowered.parameters
+            if item.gradient is not None
+        )
+        share = self._stepped_gradients(stage, own_dtype=True) / whole if whole else 0.0
+        for task in self.row.costed.clip.tasks:
+            if not task.kind:
+                task = task._replace(seconds=task.seconds * share)
+            self._in_line(clock, task, "collectives", stage, events)
+        if self.stages > 1:
+            seconds = self.costs.collective("all_reduce", self.stages, self.stride, 4)
+            task = Task("sync", seconds, STAGE, "all_reduce", 4, 4)
+            self._in_line(clock, task, "collectives", stage, events)
+
+    # What lies where
+
+    def _held(self, stage: int) -> list[Piece]:
+        return self.pieces[stage :: self.stages]
+
+    def _stage_of(self, position: int) -> int:
+        number = next(n for n, piece in enumerate(self.pieces) if position < piece.stop)
+        return number % self.stages
+
+    @property
+    def _gradient_itemsize(self) -> int | None:
+        given = self.executor.gradient_dtype
+        return ITEM_BYTES[given] if given else None
+
+    def _parameters(self, stage: int) -> list[StoredParameter]:
+        """Of all blocks of the stage; one that several of its blocks use counts once."""
+        found: dict[tuple[int, int], StoredParameter] = {}
+        for piece in self._held(stage):
+            for position in range(piece.start, piece.stop):
+                number, copy = self.row.instances[position]
+                for index in self.row.costed.blocks[number].parameters:
+                    found[index, copy] = self.lowered.parameters[index]
+        return list(found.values())
+
+    def _stepped_gradients(self, stage: int, own_dtype: bool = False) -> int:
+        """Bytes of gradients as the optimizer gets them."""
+        total = 0
+        for item in self._parameters(stage):
+            if item.gradient is not None:
+                value = self.lowered.values[item.gradient]
+                itemsize = None if own_dtype else self._gradient_itemsize
+                total += value.numel * (itemsize or ITEM_BYTES[value.dtype])
+        return total
+
+    def _batch_bytes(self, stage: int) -> int:
+        """The batch, all microbatches of it, where a block of the stage uses it."""
+        used: set[str] = set()
+        for piece in self._held(stage):
+            for position in range(piece.start, piece.stop):
+                used |= self.row.block(position).batch
+        return sum(self.lowered.values[name].nbytes for name in used) * self.microbatches
+
+    # Results
+
+    def _memory(self, stage: int, clock: Clock) -> DeviceMemory:
+        values, held = self.lowered.values, self._held(stage)
+        stepped = self._parameters(stage)
+        cost = optimizer_cost(self.optimizer)
+        master = self.executor.master_weights
+        state = parameters = 0
+        for item in stepped:
+            value = values[item.value]
+            parameters += value.nbytes
+            if item.trainable and item.gradient is not None:
+                mixed = master and ITEM_BYTES[value.dtype] < 4 and cost.ops
+                state += (
+                    value.numel * 4 * (1 + cost.states) if mixed else value.nbytes * cost.states
+                )
+        positions = [p for piece in held for p in range(piece.start, piece.stop)]
+        constants = {values[name].storage for name in self.lowered.constants.values()}
+        always = {
+            "parameters": parameters,
+            "optimizer": state,
+            "buffers": sum(self.row.block(p).buffer_bytes for p in positions)
+            + sum(values[name].nbytes for name in constants if name in values),
+            "batch": self._batch_bytes(stage),
+        }
+        cached = self.executor.cached_allocator or any(
+            profile.device != "cpu" for profile in self.costs.profiles
+        )
+        unused = self.costs.constants.memory_fragmentation if cached else None
+        memory = DeviceMemory(always, self.executor.gradient_buffer, unused)
+        gathered = sum(piece.once_gathered for piece in held)
+        if self.executor.overlap_gathers:  # the next block's, while this one's are in use
+            gathered += max((piece.largest_gather for piece in held), default=0)
+        memory.turns(held, clock.turns, gathered, self.detail)
+        added = sum(piece.accumulated for piece in held)
+        if not self.executor.gradient_buffer:
+            peak = max((piece.reduce_peak for piece in held), default=0)
+            memory.see("reduce", "", "", (0, 0, added + peak), clock.now_s, False)
+        gradients = self._stepped_gradients(stage)
+        largest = max((values[item.value].nbytes for item in stepped if item.trainable), default=0)
+        scratch = 0 if self.executor.fused_optimizer else largest * cost.scratch
+        kept = max(gradients, added) if self.executor.gradient_buffer else gradients
+        memory.see("optimizer", "", "", (scratch, 0, kept), clock.now_s, self.detail)
+        return memory
+
+    def _result(self, stage: int, clock: Clock) -> StageResult:
+        memory = self._memory(stage, clock)
+        names = []
+        for piece in self._held(stage):
+            block, copy = self.row.instances[piece.start]
+            name = self.row.costed.blocks[block].name
+            names.append(f"{name}#{copy}" if copy else name)
+        return StageResult(
+            modules=tuple(names),
+            compute_s=clock.compute_s,
+            communication_s=clock.communication_s,
+            stalls=dict(clock.stalls),
+            peak_memory_bytes=memory.peak_bytes,
+            memory=memory.peak,
+            peak_at=memory.peak_at,
+            peak_source=memory.peak_source,
+            curve=tuple(memory.curve),
+        )
+
+    def _simulation(
+        self,
+        step_s: float,
+        optimizer_s: float,
+        clocks: Sequence[Clock],
+        results: Sequence[StageResult],
+        events: list[Event],
+    ) -> Simulation:
+        count = len(results)
+        fullest = max(results, key=lambda item: item.peak_memory_bytes)
+        busiest = max(range(count), key=lambda stage: clocks[stage].communication_s)
+        causes = dict.fromkeys(cause for item in results for cause in item.stalls)
+        stalls = {cause: sum(r.stalls.get(cause, 0.0) for r in results) / count for cause in causes}
+        filled = None
+        if self.pipeline.stages > 1:
+            filled = self.pipeline.model_copy(update={"cuts": cuts_of(self.row, self.bounds)})
+        return Simulation(
+            step_time_s=step_s,
+            compute_s=sum(item.compute_s for item in results) / count - optimizer_s,
+            communication_s=sum(item.communication_s for item in results) / count,
+            optimizer_s=optimizer_s,
+            peak_memory_bytes=fullest.peak_memory_bytes,
+            memory=dict(fullest.memory),
+            peak_at=fullest.peak_at,
+            peak_source=fullest.peak_source,
+            collectives=self._collectives(busiest),
+            flops=self._flops() / count,
+            events=tuple(sorted(events, key=lambda item: (item.start_s, item.end_s))),
+            exposed_communication_s=sum(stalls.get(cause, 0.0) for cause in COMMUNICATION_STALLS),
+            bubble=stalls.get("bubble", 0.0) / step_s if step_s else 0.0,
+            stalls=stalls,
+            stages=tuple(results),
+            pipeline=filled,
+            notes=tuple(self.notes),
+        )
+
+    def _flops(self) -> float:
+        return self.microbatches * sum(
+            phase.flops
+            for piece in self.pieces
+            for phase in (piece.forward, piece.inputs, piece.weights)
+        )
+
+    def _collectives(self, stage: int) -> tuple[Collective, ...]:
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+
+        def count(tasks: Sequence[Task], times: int) -> None:
+            for task in tasks:
+                if task.kind:
+                    number, nbytes = found.get((task.kind, task.axis), (0, 0))
+                    found[task.kind, task.axis] = number + times, nbytes + times * task.nbytes
+
+        for piece in self._held(stage):
+            for phase in (piece.forward, piece.inputs, piece.weights):
+                for tasks in phase.blocks:
+                    count(tasks, self.microbatches)
+            for tasks in (*piece.gather, *self._buckets(piece)):
+                count(tasks, 1)
+            for nbytes in (piece.sends_forward, piece.sends_backward):
+                if nbytes and self.stages > 1:
+                    count([Task("sync", 0.0, STAGE, "send", nbytes)], self.microbatches)
+        count(self.row.costed.clip.tasks, 1)
+        return tuple(
+            Collective(kind=kind, axis=axis, count=number, bytes=nbytes)
+            for (kind, axis), (number, nbytes) in sorted(found.items())
+        )
+
+
+__all__ = ["Work", "simulate_staged"]
