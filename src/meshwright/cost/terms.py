@@ -66,6 +66,8 @@ def work_of(op: Op, values: Mapping[str, Value], nbytes: int, renames: bool) -> 
     if family == "attention":
         key = name if op.target.startswith("mesh.") else direction
         return Work(key, direction, _attention(op, values, backward), dtype)
+    if family == "view":  # one that has to copy
+        return Work("copy_of_view", "copy", (float(nbytes),), dtype)
     if name in _COPIES and any(values[item].is_view for item in op.operands()):
         name = "copy_of_view"
     return Work(name, direction, (float(nbytes),), dtype)
