@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from meshwright.cluster.parse import parse_cluster
-from meshwright.cluster.types import Cluster, CollectiveCurve, HostGroup, Point, Profile
-from meshwright.cost.communication import collective_seconds
+from meshwright.cluster.types import Cluster, CollectiveCurve, HostGroup, Point, Profile, Tier
+from meshwright.cost.communication import (
+    collective_seconds,
+    point_to_point_seconds,
+    tier_seconds,
+)
+from meshwright.cost.constants import default_constants
 from meshwright.cost.families import COLLECTIVES
-from meshwright.errors import RuleError
+from meshwright.errors import RuleError, UsageError
 
 
 def cluster(hosts: int = 2, devices: int = 8, **changes: Any) -> Cluster:
@@ -124,3 +130,128 @@ class TestMeasured:
         assert self.seconds(16, 1e9, hosts=2) == collective_seconds(
             "all_reduce", 16, 1, 1e9, cluster(2, 8)
         )
+
+
+KINDS = st.sampled_from(sorted(COLLECTIVES))
+BYTES = st.integers(0, 1 << 32)
+CLUSTERS = st.sampled_from(
+    ["4x8:h100-sxm", "8x8:a100-80g", "4x8:v100-32g", "2x8:l40s", "18x4:gb200",
+     "4x8:h100-sxm+8x8:a100-80g", "local:8"]
+)  # fmt: skip
+
+
+@settings(max_examples=100)
+@given(KINDS, BYTES, CLUSTERS, st.sampled_from([2, 4, 8, 16, 32]), st.sampled_from([1, 2, 4, 8]))
+def test_slower_links_never_take_less(
+    kind: str, nbytes: int, text: str, extent: int, stride: int
+) -> None:
+    c = parse_cluster(text)
+    assume(extent * stride <= c.size)
+    slower = c.model_copy(
+        update={
+            "groups": tuple(
+                group.model_copy(
+                    update={
+                        "levels": tuple(
+                            level.model_copy(update={"bytes_per_s": level.bytes_per_s / 2})
+                            for level in group.levels
+                        )
+                    }
+                )
+                for group in c.groups
+            )
+        }
+    )
+    plain = collective_seconds(kind, extent, stride, nbytes, c)
+    assert 0 < plain <= collective_seconds(kind, extent, stride, nbytes, slower)
+
+
+@settings(max_examples=100)
+@given(BYTES, st.sampled_from([2, 4, 8, 16, 32]), st.sampled_from(["h100-sxm", "a100-80g"]))
+def test_levels_are_never_slower_than_a_ring_over_the_slowest_alone(
+    nbytes: int, extent: int, kind: str
+) -> None:
+    for name in ("all_reduce", "all_gather", "reduce_scatter"):
+        within = collective_seconds(name, extent, 1, nbytes, parse_cluster(f"32x8:{kind}"))
+        across = collective_seconds(name, extent, 8, nbytes, parse_cluster(f"32x8:{kind}"))
+        assert within <= across
+
+
+def test_bytes_never_travel_faster_than_the_wires() -> None:
+    for text, line in (("2x8:a100-80g", 300e9), ("2x8:h100-sxm", 450e9)):
+        c = parse_cluster(text)
+        for kind in ("all_gather", "reduce_scatter", "all_to_all"):
+            assert collective_seconds(kind, 8, 1, GIB, c) > 7 / 8 * GIB / line
+
+
+def test_switches_that_add_up_halve_the_traffic() -> None:
+    c = parse_cluster("2x8:h100-sxm")
+    group = c.groups[0]
+    levels = tuple(level.model_copy(update={"in_network": False}) for level in group.levels)
+    plain = c.model_copy(update={"groups": (group.model_copy(update={"levels": levels}),)})
+    fast, slow = (collective_seconds("all_reduce", 8, 1, GIB, item) for item in (c, plain))
+    assert 1.2 < slow / fast < 2
+    for kind in ("all_gather", "all_to_all"):
+        assert collective_seconds(kind, 8, 1, GIB, c) == collective_seconds(kind, 8, 1, GIB, plain)
+
+
+def test_small_messages_take_a_protocol_of_low_latency() -> None:
+    c = parse_cluster("2x8:a100-80g")
+    one = replace(default_constants(), hop_latency_in_host_s=34e-6)
+    assert collective_seconds("all_gather", 8, 1, 8, c, one) < 7 * 34e-6
+
+
+def test_all_to_all_sends_out_what_goes_to_other_hosts() -> None:
+    c = parse_cluster("4x8:h100-sxm")
+    line = 50e9 * default_constants().link_efficiency_across
+    assert collective_seconds("all_to_all", 32, 1, GIB, c) == pytest.approx(
+        24 / 32 * GIB / line, rel=0.01
+    )
+
+
+class TestMessages:
+    c = parse_cluster("4x8:h100-sxm")
+
+    def test_inside_a_host_and_out_of_it(self) -> None:
+        inside = point_to_point_seconds(GIB, 0, 4, self.c)
+        across = point_to_point_seconds(GIB, 0, 8, self.c)
+        assert point_to_point_seconds(GIB, 3, 3, self.c) == 0
+        assert across > 5 * inside > 5 * GIB / 450e9
+
+    def test_senders_share_links(self) -> None:
+        group = self.c.groups[0]
+        levels = (*group.levels[:-1], group.levels[-1].model_copy(update={"shared_by": 4}))
+        c = self.c.model_copy(update={"groups": (group.model_copy(update={"levels": levels}),)})
+        alone = point_to_point_seconds(GIB, 0, 8, c, senders=1)
+        assert alone == pytest.approx(point_to_point_seconds(GIB, 0, 8, self.c))
+        assert point_to_point_seconds(GIB, 0, 8, c) == pytest.approx(4 * alone, rel=1e-3)
+
+    def test_kinds_of_host_wait_for_the_slower(self) -> None:
+        c = parse_cluster("1x8:h100-sxm+1x8:a100-80g")
+        assert point_to_point_seconds(GIB, 7, 8, c) == pytest.approx(
+            point_to_point_seconds(GIB, 0, 8, parse_cluster("2x8:a100-80g")), rel=0.01
+        )
+
+
+def test_axes_inside_one_kind_of_host_cost_what_the_slower_kind_takes() -> None:
+    both = parse_cluster("2x8:h100-sxm+2x8:a100-80g")
+    slow = parse_cluster("2x8:a100-80g")
+    for extent, stride in ((8, 1), (4, 2), (16, 1)):
+        assert collective_seconds("all_gather", extent, stride, GIB, both) == collective_seconds(
+            "all_gather", extent, stride, GIB, slow
+        )
+
+
+def test_copies_between_tiers() -> None:
+    tier = Tier(
+        name="host", bytes=1 << 40, read_bytes_per_s=50e9, write_bytes_per_s=25e9, latency_s=1e-5
+    )
+    read, written = (tier_seconds(1e9, tier, direction) for direction in ("read", "write"))
+    assert 1e9 / 50e9 < read < written < 2.1 * read
+    shared = tier.model_copy(update={"shared_by": 4})
+    assert tier_seconds(1e9, shared, "read") > 3.9 * read
+
+
+def test_an_axis_that_the_cluster_has_no_devices_for_is_refused() -> None:
+    with pytest.raises(UsageError, match="16 devices"):
+        collective_seconds("all_reduce", 16, 2, GIB, parse_cluster("2x8:h100-sxm"))
