@@ -50,7 +50,7 @@ def test_plan_for_a_cluster_elsewhere(here: Here) -> None:
 def test_nothing_fits(here: Here, tmp_path: Path) -> None:
     from meshwright.cluster.profile_file import builtin_profile, save_profile
 
-    small = builtin_profile("h100-sxm").model_copy(update={"memory_bytes": 100_000})
+    small = builtin_profile("h100-sxm").model_copy(update={"memory_bytes": 1_000_000})
     save_profile(small, "small.json")
     done = here("plan", *GPT, "--cluster", "1x4:small.json")
     check_error(done, 3, "No plan fits", "The closest is")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshwright.cluster.mesh import Mesh
@@ -84,6 +84,7 @@ HOSTS = st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 3, 4, 6, 8]))
 KINDS = st.sampled_from(["h100-sxm", "gb200", "mi250x", "a100-80g"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(HOSTS, KINDS), min_size=1, max_size=3), st.data())
 def test_against_every_set(groups: list[tuple[tuple[int, int], str]], data: st.DataObject) -> None:
     """Of all sets of an axis, none crosses a level that `reach` leaves out, and one crosses its

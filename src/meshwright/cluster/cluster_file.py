@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from meshwright.cluster.levels import levels_of
-from meshwright.cluster.plausible import implausible_group
+from meshwright.cluster.plausible import implausible_group, implausible_level
 from meshwright.cluster.profile_file import (
     builtin_profile,
     explain,
@@ -36,6 +36,9 @@ _KNOWN = (
     *Cluster.model_fields, *HostGroup.model_fields, *Profile.model_fields,
     *LinkLevel.model_fields, "cards",
 )  # fmt: skip
+
+
+_ANY_LEVEL = {"name": "across", "devices": 1, "bytes_per_s": 1.0, "latency_s": 0.0}
 
 
 def load_cluster(path: str) -> Cluster:
@@ -72,6 +75,9 @@ def cluster_of(cluster: Cluster, where: str) -> Cluster:
             raise ClusterError(
                 f"{where}: the field groups.{index}.{found.field} {found.message}.", found.remedy
             )
+    found = implausible_level(cluster.between, "between") if cluster.between else None
+    if found is not None:
+        raise ClusterError(f"{where}: the field {found.field} {found.message}.", found.remedy)
     return cluster
 
 
@@ -103,8 +109,8 @@ def _completed(group: Any, field: str, path: str) -> Any:
     group = {**group, "profile": profile}
     counts = [group.get("hosts"), group.get("devices")]
     if not isinstance(profile, Profile) or not all(whole_number(count) for count in counts):
-        # Validation says what is wrong with these; levels it need not miss as well.
-        return {**group, "levels": group.get("levels", ())}
+        # Validation says what is wrong with these, and need not say that levels are missing.
+        return {"levels": [_ANY_LEVEL], **group}
     hosts, devices = group["hosts"], group["devices"]
     usual = default_links(profile, hosts, devices)
     given = group.get("levels", [])

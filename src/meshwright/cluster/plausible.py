@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 from meshwright.cluster.types import HostGroup, Link, LinkLevel, Point, Profile, Record, Tier
 
-__all__ = ["Implausible", "implausible_group", "implausible_profile"]
+__all__ = [
+    "Implausible",
+    "implausible_group",
+    "implausible_level",
+    "implausible_profile",
+    "unit_of",
+]
 
 
 class Implausible(NamedTuple):
@@ -36,11 +42,11 @@ _GB_S = (("GB/s", 1e9), ("TB/s", 1e12), ("MB/s", 1e6))
 _MICRO = (("microseconds", 1e-6), ("milliseconds", 1e-3), ("nanoseconds", 1e-9))
 _GB = (("GB", 1e9), ("TB", 1e12), ("MB", 1e6))
 
-_MEMORY = _Range(1e5, 1e14, "bytes", _GB)
+_MEMORY = _Range(1e6, 1e14, "bytes", _GB)
 _STREAM = _Range(1e7, 1e15, "bytes/s", _GB_S)
 _FLOPS = _Range(1e7, 1e18, "FLOP/s", (("TFLOP/s", 1e12), ("PFLOP/s", 1e15), ("GFLOP/s", 1e9)))
 _LAUNCH = _Range(0, 0.05, "s", _MICRO)
-_LINK = _Range(1e5, 1e14, "bytes/s", _GB_S)
+_LINK = _Range(1e6, 1e14, "bytes/s", _GB_S)
 _LATENCY = _Range(0, 0.5, "s", _MICRO)
 _COUNT = _Range(1, 1e6, "devices")
 _TIME = _Range(0, 3600, "s", _MICRO)
@@ -56,15 +62,20 @@ _PROFILE: dict[str, _Range] = {
     "l2_bytes": _Range(1e4, 1e11, "bytes", (("MB", 1e6), ("kB", 1e3))),
     "power_w": _Range(0.1, 1e5, "W", (("kW", 1e3), ("mW", 1e-3))),
     "host_devices": _Range(1, 4096, "devices"),
+    "processes": _Range(1, 1e6, "processes"),
 }
 _LINKS = {"bytes_per_s": _LINK, "latency_s": _LATENCY, "shared_by": _COUNT, "devices": _COUNT}
 _TIERS = {
     "bytes": _Range(1e7, 1e17, "bytes", _GB),
     "read_bytes_per_s": _LINK,
     "write_bytes_per_s": _LINK,
-    "latency_s": _Range(0, 10, "s", _MICRO),
+    "latency_s": _Range(0, 1, "s", _MICRO),
     "shared_by": _COUNT,
 }
+_ENDINGS = (
+    ("bytes_per_s", "bytes/s"), ("bytes", "bytes"), ("flops", "FLOP/s"), ("hz", "Hz"),
+    ("exponentials_per_s", "1/s"), ("_s", "seconds"), ("_w", "watts"), ("seconds", "seconds"),
+)  # fmt: skip
 _RATIO = _Range(1e-6, 1e6, "times")
 
 
@@ -82,6 +93,12 @@ def implausible_group(group: HostGroup) -> Implausible | None:
     found += _within(group, {"hosts": _COUNT, "devices": _Range(1, 4096, "devices")})
     found += _records(group.levels, "levels", _LINKS)
     return next(iter(found), None)
+
+
+def implausible_level(level: LinkLevel, field: str) -> Implausible | None:
+    """The first figure of `level` that no link has, named as a part of `field`."""
+    found = next(_within(level, _LINKS), None)
+    return found and found._replace(field=f"{field}.{found.field}")
 
 
 def _profile(profile: Profile) -> Iterator[Implausible]:
@@ -102,9 +119,28 @@ def _profile(profile: Profile) -> Iterator[Implausible]:
         for name, rate in getattr(profile, field).items():
             yield from _outside(f"{field}.{name}", rate, _RATIO)
     yield from _curve("matmul", profile.matmul, _FLOPS._replace(low=1e5))
+    yield from _beside_peak(profile)
     yield from _curve("memory", profile.memory, _STREAM._replace(low=1e5))
     for index, curve in enumerate(profile.collectives):
+        yield from _outside(f"collectives.{index}.participants", curve.participants, _COUNT)
         yield from _curve(f"collectives.{index}.points", curve.points, _LINK._replace(low=1))
+
+
+def _beside_peak(profile: Profile) -> Iterator[Implausible]:
+    """Times in milliseconds still give rates that some device has, but not this one."""
+    fastest = max((point.x / point.seconds for point in profile.matmul), default=None)
+    if fastest and not 1e-3 <= fastest / profile.peak_flops <= 2:
+        yield Implausible(
+            "matmul",
+            f"comes to {fastest:.3g} FLOP/s at best, but peak_flops is {profile.peak_flops:.3g}; "
+            "expected at most twice of that and at least a thousandth",
+            "Give times in seconds, and peak_flops in FLOP/s at matmul_dtype.",
+        )
+
+
+def unit_of(field: str) -> str | None:
+    """The unit that a field's name states, such as bytes/s; None where it states none."""
+    return next((unit for ending, unit in _ENDINGS if field.endswith(ending)), None)
 
 
 def _records(
@@ -140,6 +176,7 @@ def _curve(field: str, points: tuple[Point, ...], rates: _Range) -> Iterator[Imp
 def _outside(field: str, value: float, bounds: _Range) -> Iterator[Implausible]:
     if bounds.low <= value <= bounds.high:
         return
+    value = min(value, 1e300)  # whole numbers of a file may be beyond all floats
     meant = next(
         (
             f" If it is in {name}, write {value * size:g}."
@@ -150,7 +187,6 @@ def _outside(field: str, value: float, bounds: _Range) -> Iterator[Implausible]:
     )
     yield Implausible(
         field,
-        f"is {value:g}, which is no figure in {bounds.unit}: expected {bounds.low:g} to "
-        f"{bounds.high:g}",
+        f"is {value:g}; expected {bounds.low:g} to {bounds.high:g} {bounds.unit}",
         f"Give it in {bounds.unit}.{meant}",
     )

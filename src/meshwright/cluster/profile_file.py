@@ -10,7 +10,7 @@ from typing import TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from meshwright.cluster.plausible import implausible_profile
+from meshwright.cluster.plausible import implausible_profile, unit_of
 from meshwright.cluster.types import Profile
 from meshwright.errors import ClusterError
 
@@ -46,7 +46,7 @@ def plausible(profile: Profile, where: str) -> Profile:
 def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no text, or no path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ClusterError(
             f"{path} can't be read: {reason}", "Give the path of a JSON file that exists."
@@ -79,14 +79,22 @@ def explain(
         hint = f" Did you mean {close[0]}?" if close else ""
         return f"{where}: {field} is unknown{more}.", f"Remove or rename it.{hint}"
     if first["type"] == "missing":
-        return f"{where}: {field} is missing{more}.", "Add it."
+        return f"{where}: {field} is missing{more}.", f"Add it{_in_unit(path)}."
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if first["type"] == "value_error" and isinstance(first["input"], dict):
         # About how the fields of one object fit together: the text names them.
         return f"{where}: {field}: {expected}{more}.", "Make them fit together."
     got = repr(first["input"])
     got = got if len(got) <= 60 else got[:57] + "..."
-    return f"{where}: {field} is wrong: got {got}; it {expected}{more}.", "Correct that field."
+    return (
+        f"{where}: {field} is wrong: got {got}; it {expected}{more}.",
+        f"Correct that field{_in_unit(path)}.",
+    )
+
+
+def _in_unit(field: str) -> str:
+    unit = unit_of(field)
+    return f", in {unit}" if unit else ""
 
 
 def whole_number(value: object) -> TypeGuard[int]:

@@ -173,7 +173,7 @@ class Profile(Record):
         all of that link's fields, `links.host.bytes_per_s` for one.
     """
 
-    format_version: int = 1
+    format_version: Literal[1] = 1
     name: str
     device: str  # "cpu" or "cuda"
     source: str  # where the figures come from
@@ -233,8 +233,8 @@ class HostGroup(Record):
     are read instead.
     """
 
-    hosts: int = Field(ge=1)
-    devices: int = Field(ge=1)
+    hosts: int = Field(ge=1, strict=True)
+    devices: int = Field(ge=1, strict=True)
     profile: Profile
     levels: tuple[LinkLevel, ...] = Field(min_length=1)
 
@@ -326,6 +326,14 @@ class Cluster(Record):
     text: str  # as the user wrote it
     groups: tuple[HostGroup, ...] = Field(min_length=1)
     between: LinkLevel | None = None
+
+    @model_validator(mode="after")
+    def _between_joins_all(self) -> Self:
+        if self.between is not None and self.between.devices != self.size:
+            raise ValueError(
+                f"between.devices is {self.between.devices}, but the groups have {self.size}"
+            )
+        return self
 
     @property
     def outermost(self) -> LinkLevel:
