@@ -120,6 +120,10 @@ def test_sides_that_are_no_multiples_of_16_bytes_are_slow_on_tensor_cores_alone(
     even = product_seconds(Product(2048, 2048, 216), "float16", 2, device, CONSTANTS)
     odd = product_seconds(Product(2048, 2048, 108), "float16", 2, device, CONSTANTS)
     assert odd > 0.7 * even  # half the work
+    # Batches of such products run without tensor cores.
+    batch = Product(2048, 2048, 108, 64)
+    slow = product_seconds(batch, "float16", 2, device, CONSTANTS)
+    assert slow == pytest.approx(product_seconds(batch, "float32", 4, device, CONSTANTS))
     even = product_seconds(Product(2048, 2048, 216), "float32", 4, device, CONSTANTS)
     odd = product_seconds(Product(2048, 2048, 108), "float32", 4, device, CONSTANTS)
     assert odd < 0.6 * even

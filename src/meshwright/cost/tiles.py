@@ -30,7 +30,11 @@ def product_seconds(
     efficiency = constants.matmul_efficiency(hardware.architecture)
     rate = hardware.peak(dtype) * efficiency * hardware.sustained
     if hardware.on_tensor_cores(dtype):
-        rate *= alignment_rate(product, item_bytes, constants)
+        aligned = alignment_rate(product, item_bytes, constants)
+        if product.batch == 1:
+            rate *= aligned
+        elif aligned < 1:  # no kernel of strided batches takes such operands to tensor cores
+            rate = hardware.peak("float32") * efficiency * hardware.sustained
     units = hardware.units
     memory = hardware.memory_bytes_per_s * constants.memory_efficiency
     best = float("inf")
