@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshwright.cluster.mesh import Mesh
-from meshwright.cluster.types import Cluster, HostGroup, Point, Profile
+from meshwright.cluster.types import Cluster, HostGroup, LinkLevel, Point, Profile
 from meshwright.layout.lowered import LoweredProgram, Section, StoredParameter
 from meshwright.layout.types import REPLICATED
 from meshwright.program.types import Op, Ref, Value
@@ -23,7 +23,10 @@ def profile(**changes: object) -> Profile:
 def cluster(hosts: int = 1, devices: int = 4, **changes: object) -> Cluster:
     group = HostGroup(
         hosts=hosts, devices=devices, profile=profile(**changes),
-        intra_bytes_per_s=1e10, intra_latency_s=1e-6, inter_bytes_per_s=1e9, inter_latency_s=1e-5,
+        levels=(
+            LinkLevel(name="host", devices=devices, bytes_per_s=1e10, latency_s=1e-6),
+            LinkLevel(name="across", devices=hosts * devices, bytes_per_s=1e9, latency_s=1e-5),
+        ),
     )  # fmt: skip
     return Cluster(text="test", groups=(group,))
 
