@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 from meshwright.cost.constants import default_constants, entries
 
@@ -26,3 +27,16 @@ def test_architectures_fall_back_on_a_named_value() -> None:
     for architecture in (None, "volta", "ampere", "hopper", "blackwell", "cdna3"):
         for backward in (False, True):
             assert 0 < constants.attention_efficiency(architecture, backward) <= 1
+
+
+def test_the_documentation_lists_them_as_they_are() -> None:
+    page = Path(__file__).parents[2] / "docs/internals/cost-model.md"
+    rows = [
+        line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")
+    ]
+    for entry in entries():
+        row = f"| `{entry.name}` | {entry.value:g} | {entry.unit} | {entry.meaning} |"
+        assert row in rows, f"docs/internals/cost-model.md lacks the row\n{row}"
+    names = {entry.name for entry in entries()}
+    told = {row.split("`")[1] for row in rows}
+    assert told <= names

@@ -21,7 +21,8 @@ CONSTANTS = default_constants()
 
 # Stas Bekman, Machine Learning Engineering, "Maximum Achievable Matmul FLOPS comparison table"
 # (github.com/stas00/ml-engineering, compute/accelerator): the fastest of 100 runs of the best
-# shape found; a step's sustained clock is lower, so the model may stay below. (kind, dtype, m, n, k, TFLOP/s)
+# shape found; a step's sustained clock is lower, so the model may stay below.
+# (kind, dtype, m, n, k, TFLOP/s)
 MATMULS = [
     ("h100-sxm", "bfloat16", 2048, 2048, 13312, 794.5),
     ("a100-80g-pcie", "bfloat16", 2048, 5120, 6144, 252.9),
