@@ -52,9 +52,10 @@ def test_nothing_fits(here: Here, tmp_path: Path) -> None:
 
     small = builtin_profile("h100-sxm").model_copy(update={"memory_bytes": 1_000_000})
     save_profile(small, "small.json")
-    done = here("plan", *GPT, "--cluster", "1x4:small.json")
+    model = ("zoo:gpt", "-o", "layers=2", "-o", "width=512", "-o", "seq_len=32")
+    done = here("plan", *model, "--global-batch", "8", "--cluster", "1x4:small.json")
     check_error(done, 3, "No plan fits", "The closest is")
-    done = here("compare", *GPT, "--cluster", "1x4:small.json", "--json")
+    done = here("compare", *model, "--global-batch", "8", "--cluster", "1x4:small.json", "--json")
     assert done.code == 3
 
 

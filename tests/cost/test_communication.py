@@ -10,7 +10,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from meshwright.cluster.parse import parse_cluster
-from meshwright.cluster.types import Cluster, CollectiveCurve, HostGroup, Point, Profile, Tier
+from meshwright.cluster.types import (
+    Cluster,
+    CollectiveCurve,
+    HostGroup,
+    LinkLevel,
+    Point,
+    Profile,
+    Tier,
+)
 from meshwright.cost.communication import (
     collective_seconds,
     point_to_point_seconds,
@@ -28,7 +36,10 @@ def cluster(hosts: int = 2, devices: int = 8, **changes: Any) -> Cluster:
     )  # fmt: skip
     group = HostGroup(
         hosts=hosts, devices=devices, profile=profile,
-        intra_bytes_per_s=1e11, intra_latency_s=1e-6, inter_bytes_per_s=1e10, inter_latency_s=1e-5,
+        levels=(
+            LinkLevel(name="host", devices=devices, bytes_per_s=1e11, latency_s=1e-6),
+            LinkLevel(name="across", devices=hosts * devices, bytes_per_s=1e10, latency_s=1e-5),
+        ),
     )  # fmt: skip
     return Cluster(text="test", groups=(group,))
 

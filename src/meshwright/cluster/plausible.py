@@ -104,7 +104,7 @@ def implausible_level(level: LinkLevel, field: str) -> Implausible | None:
 def _profile(profile: Profile) -> Iterator[Implausible]:
     yield from _within(profile, _PROFILE)
     for dtype, flops in profile.peak_flops_by_dtype.items():
-        yield from _outside(f"peak_flops_by_dtype.{dtype}", flops, _FLOPS)
+        yield from _outside(f"peak_flops_by_dtype.{dtype}", flops, _FLOPS._replace(low=1e9))
     stated = profile.peak_flops_by_dtype.get(profile.matmul_dtype)  # type: ignore[call-overload]
     if not profile.matmul and stated != profile.peak_flops:
         yield Implausible(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -238,28 +238,6 @@ class HostGroup(Record):
     profile: Profile
     levels: tuple[LinkLevel, ...] = Field(min_length=1)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _two_levels(cls, data: Any) -> Any:
-        """Accepts `intra_*` and `inter_*` in place of `levels`, as earlier files have them."""
-        if not isinstance(data, dict) or "intra_bytes_per_s" not in data:
-            return data
-        data = dict(data)
-        hosts, devices = data.get("hosts"), data.get("devices")
-        both = []
-        for old, name, count in (("intra", "host", devices), ("inter", "across", None)):
-            if count is None and isinstance(hosts, int) and isinstance(devices, int):
-                count = hosts * devices
-            both.append(
-                {
-                    "name": name,
-                    "devices": count,
-                    "latency_s": data.pop(f"{old}_latency_s", None),
-                    "bytes_per_s": data.pop(f"{old}_bytes_per_s", None),
-                }
-            )
-        return {**data, "levels": both}
-
     @model_validator(mode="after")
     def _levels_nest(self) -> Self:
         """Each level is made of whole units of the one before; the last is all there is, and
@@ -297,26 +275,6 @@ class HostGroup(Record):
     @property
     def size(self) -> int:
         return self.hosts * self.devices
-
-    @property
-    def intra_bytes_per_s(self) -> float:
-        return self._inside.device_bytes_per_s
-
-    @property
-    def intra_latency_s(self) -> float:
-        return self._inside.latency_s
-
-    @property
-    def inter_bytes_per_s(self) -> float:
-        return self.levels[-1].device_bytes_per_s
-
-    @property
-    def inter_latency_s(self) -> float:
-        return self.levels[-1].latency_s
-
-    @property
-    def _inside(self) -> LinkLevel:
-        return next(level for level in self.levels if level.devices >= self.devices)
 
 
 class Cluster(Record):
