@@ -24,7 +24,9 @@ from meshwright.capture.trace import Captured, capture
 from meshwright.cluster.mesh import Mesh
 from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.types import Cluster, Profile
+from meshwright.cost.breakdown import Spent, breakdown
 from meshwright.cost.flops import op_flops
+from meshwright.cost.interval import step_interval
 from meshwright.cost.memory import optimizer_cost
 from meshwright.errors import MeshwrightError, PlanError, UsageError
 from meshwright.layout.assignment import assign
@@ -256,6 +258,13 @@ def predict(
     tokens = microbatches * tokens_of(program)
     return Prediction(
         step_time_s=result.step_time_s,
+        step_time_interval_s=step_interval(
+            cluster,
+            result.step_time_s,
+            compute_s=result.compute_s,
+            collectives_s=result.communication_s,
+            optimizer_s=result.optimizer_s,
+        ),
         peak_memory_bytes=result.peak_memory_bytes,
         tokens_per_s=tokens / result.step_time_s if result.step_time_s else None,
         mfu=flops / (result.step_time_s * cluster.peak_flops) if result.step_time_s else None,
@@ -297,6 +306,20 @@ def predict_again(
             "origins": origins(lowered, plan.microbatches),
             "remarks": remarks(model.microbatch(plan.microbatches)[1], lowered),
         }
+    )
+
+
+def step_breakdown(
+    task: Task, plan: Plan, *, profile: Profile | None = None, model: Model | None = None
+) -> dict[str, Spent]:
+    """The planned step's predicted time by op family and collective; see `cost.breakdown`."""
+    lowered = _lower_plan(model or Model(task), plan)
+    return breakdown(
+        lowered,
+        parse_cluster(plan.cluster, profile),
+        microbatches=plan.microbatches,
+        optimizer=plan.optimizer,
+        step_time_s=plan.predicted.step_time_s,
     )
 
 

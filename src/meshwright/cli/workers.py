@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from meshwright.api import Model, one_device, optimizer_by_name, parallelize
+from meshwright.cost.breakdown import Spent
 from meshwright.errors import RunError
 from meshwright.plan.types import Collective, Plan
 from meshwright.runtime.compare import Comparison, Worst, compare
 from meshwright.runtime.job import Job, Metrics
 from meshwright.runtime.log import MetricsLog
 from meshwright.runtime.measure import Peak, live_tensor_bytes, measure_peak
+from meshwright.runtime.steptrace import StepTrace
 from meshwright.runtime.worker import init_process, report
 from meshwright.task import Task
 from meshwright.zoo.data import batches_for
@@ -163,6 +165,19 @@ def measured_step(job: Job, batch: Any, trace: Path | None = None) -> tuple[int,
         return held, measure_peak(lambda: job.step(batch), job.device.type, trace)
     finally:
         job.comm.pause_s = 0.0
+
+
+def traced_step(job: Job, batch: Any) -> dict[str, Spent]:
+    """Time by op family and collective of one step, the second of two that are traced."""
+    trace = StepTrace(job.device.type)
+    job.comm.trace = trace
+    try:
+        with trace.optimizer(job.optimizer):
+            job.step(batch)  # the timed code is emitted in this one
+            trace.reset()
+            return trace.finish(job.step(batch).seconds)
+    finally:
+        job.comm.trace = None
 
 
 def state_bytes(job: Job) -> int:

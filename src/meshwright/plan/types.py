@@ -142,7 +142,11 @@ class Pipeline(Record):
 
 
 class Prediction(Record):
+    """step_time_interval_s: within which the time lies if the machine's speed wanders as it did
+    while it was measured; None where it was not."""
+
     step_time_s: Annotated[float, Field(ge=0)]
+    step_time_interval_s: tuple[float, float] | None = None
     peak_memory_bytes: Count
     tokens_per_s: float | None = None
     mfu: float | None = None

@@ -113,10 +113,10 @@ def calibrate_here(budget_s: float, device: str) -> Fit | None:
 def _measured(device: str, hosts: int, deadline: float) -> Measured:
     prober = Prober(device, hosts)
     left_s = agreed(deadline - time.time(), "min")
-    passes = max(1, min(_MOST_PASSES, int(left_s / _SHORTEST_PASS_S)))
+    passes = max(2, min(_MOST_PASSES, int(left_s / _SHORTEST_PASS_S)))
     for number in range(passes):
         left_s = agreed(deadline - time.time(), "min")
-        if number and left_s < 0.5 * _SHORTEST_PASS_S:
+        if number > 1 and left_s < 0.5 * _SHORTEST_PASS_S:
             break
         prober.measure(max(left_s / (passes - number), 0.5))
     prober.found.tiers = measure_tiers(device)

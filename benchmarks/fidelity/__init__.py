@@ -1,0 +1,1 @@
+"""Prediction beside measurement on this machine: `python -m benchmarks.fidelity`."""

@@ -1,0 +1,55 @@
+"""How near predictions came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean, median, quantiles
+
+
+def relative_error(predicted: float, measured: float) -> float:
+    return predicted / measured - 1
+
+
+def median_absolute(errors: Sequence[float]) -> float:
+    return median(abs(error) for error in errors)
+
+
+def worst(errors: Sequence[float]) -> float:
+    """The error that is furthest from 0, its sign kept."""
+    return max(errors, key=abs)
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's: 1 where both order things alike. Equal values share their mean rank.
+
+    None for fewer than two things, or where one side has all things equal.
+    """
+    a, b = _ranks(one), _ranks(other)
+    if len(a) < 2:
+        return None
+    middle_a, middle_b = fmean(a), fmean(b)
+    both = sum((x - middle_a) * (y - middle_b) for x, y in zip(a, b, strict=True))
+    spread = sum((x - middle_a) ** 2 for x in a) * sum((y - middle_b) ** 2 for y in b)
+    return both / spread**0.5 if spread else None
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
+
+
+def spread(repeats: Sequence[float]) -> float:
+    """Distance of the quartiles as a share of the median: how far repeats lie apart."""
+    if len(repeats) < 2:
+        return 0.0
+    low, _, high = quantiles(repeats, n=4, method="inclusive")
+    return (high - low) / median(repeats)
+
+
+def fastest_is_right(plans: Iterable[tuple[float, float, float]]) -> bool:
+    """plans of one model: (predicted, measured, spread). Is the one predicted fastest measured
+    fastest, or within the noise of it?"""
+    rows = list(plans)
+    chosen = min(rows, key=lambda row: row[0])
+    best = min(rows, key=lambda row: row[1])
+    return chosen[1] <= best[1] * (1 + max(chosen[2], best[2]))
