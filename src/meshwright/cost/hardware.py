@@ -72,7 +72,7 @@ _CLOCK_HZ = 1.5e9
 
 def hardware_of(profile: Profile) -> Hardware | None:
     """None where the profile holds measured times, which are read in its place."""
-    if profile.matmul or not profile.peak_flops_by_dtype:
+    if profile.matmul or profile.fitted is not None or not profile.peak_flops_by_dtype:
         return None
     units = profile.compute_units or 1
     clock_hz = profile.clock_hz or _CLOCK_HZ
