@@ -151,6 +151,7 @@ class _Costing:
         self, lowered: LoweredProgram, costs: CostTable, parts: Segments, compiled: bool
     ) -> None:
         self.lowered, self.costs, self.parts = lowered, costs, parts
+        self.operands = parts.operands
         self.kernels = self._fuse() if compiled else {}
         self.values = lowered.values
         self.blocks = [
@@ -202,7 +203,7 @@ class _Costing:
         last: dict[str, str] = {}
         for number in order:
             for op in groups[number]:
-                for name in (*op.operands(), *(r for r in op.results if r is not None)):
+                for name in (*self.operands[op.name], *(r for r in op.results if r is not None)):
                     last[values[name].storage] = op.name
         kinds: dict[str, int] = {}
         held: dict[str, int] = {}
@@ -219,7 +220,7 @@ class _Costing:
             live, peak = [0, 0, 0], 0
             memory = Footprint()
             for op in groups[number]:
-                names = list(op.operands())
+                names = self.operands[op.name]
                 work = block.forward
                 if not forward:
                     leads = op.name in self.traffic.to_weights
@@ -265,7 +266,7 @@ class _Costing:
         users: dict[str, set[int]] = {}
         for number, group in enumerate(groups):
             for op in group:
-                for name in op.operands():
+                for name in self.operands[op.name]:
                     users.setdefault(name, set()).add(number)
         ends = {*self.lowered.forward.outputs, *self.lowered.backward.outputs}
         found: dict[str, Fused] = {}
@@ -288,13 +289,15 @@ class _Costing:
             number = min(users.get(buffer.value, (0,)))
             self.blocks[number].buffer_bytes += values[buffer.value].nbytes
         for number, group in enumerate(self.parts.forward):
-            used = {name for op in group for name in op.operands()}
+            used = {name for op in group for name in self.operands[op.name]}
             self.blocks[number].batch.update(used & set(lowered.batch.values()))
         where = {item.value: min(users.get(item.value, (0,))) for item in lowered.parameters}
         outputs = self._storages(lowered.gather.outputs)
         counted: set[str] = set()
         for op in lowered.gather.ops:
-            number = min((where[name] for name in op.operands() if name in where), default=0)
+            number = min(
+                (where[name] for name in self.operands[op.name] if name in where), default=0
+            )
             where.update((name, number) for name in op.results if name is not None)
             self._add(self.blocks[number].gather, op, role="gather")
             for storage in self._storages(name for name in op.results if name is not None):
@@ -309,12 +312,14 @@ class _Costing:
         segment = dict(self.parts.segment_of)
         last: dict[str, str] = {}
         for op in lowered.reduce.ops:
-            for name in op.operands():
+            for name in self.operands[op.name]:
                 last[values[name].storage] = op.name
         keep = self._storages(lowered.reduce.outputs)
         known = self._storages(lowered.reduce.inputs)
         for op in lowered.reduce.ops:
-            number = min((segment[name] for name in op.operands() if name in segment), default=0)
+            number = min(
+                (segment[name] for name in self.operands[op.name] if name in segment), default=0
+            )
             segment.update((name, number) for name in op.results if name is not None)
             self._add(self.blocks[number].reduce, op, role="reduce")
             results = {values[r].storage for r in op.results if r is not None}
@@ -322,14 +327,14 @@ class _Costing:
             known |= results
             freed = sum(
                 values[storage].nbytes
-                for storage in self._storages(op.operands())
+                for storage in self._storages(self.operands[op.name])
                 if last[storage] == op.name and storage not in keep
             )
             self.blocks[number].reduce_allocates.append((made, freed))
 
     def _add(self, work: Work, op: Op, role: str = "") -> Family:
         """Cost one op into `work`; returns its family."""
-        names = list(op.operands())
+        names = self.operands[op.name]
         if op.target.startswith("mesh.") and family_of(op.target) == "collective":
             work.add(self._collective(op, names, role))
             return "collective"
@@ -337,11 +342,11 @@ class _Costing:
         work.add(Task("compute", seconds), flops)
         return family
 
-    def _collective(self, op: Op, names: list[str], role: str) -> Task:
+    def _collective(self, op: Op, names: tuple[str, ...], role: str) -> Task:
         values, mesh = self.values, self.lowered.mesh
         kind = op.target.split(".")[1]
         axis = str(dict(op.kwargs)["axis"])
-        payload = [item for item in op.results if item] if kind in _COUNT_RESULTS else names
+        payload = [item for item in op.results if item] if kind in _COUNT_RESULTS else list(names)
         nbytes = (
             sent_bytes(op, values)
             if kind == "halo"

@@ -67,19 +67,25 @@ class DeviceMemory:
         if self.gradient_buffer:
             live[GRADIENTS] = sum(piece.accumulated for piece in pieces)
         added = [False] * len(pieces)
+        seen: set[tuple[object, ...]] = set()
         for turn, begin, _ in turns:
             piece = pieces[turn.chunk]
             label = _label(turn)
+            key = (turn.phase, turn.chunk, *live)
+            again = key in seen and not detail  # nothing new to see
+            seen.add(key)
             if turn.phase == "F":
-                self._with(label, live, piece.forward_memory, begin, detail)
+                if not again:
+                    self._with(label, live, piece.forward_memory, begin, detail)
                 if not flying[turn.chunk]:
                     live[GATHERED] += piece.saved[GATHERED]
                 flying[turn.chunk] += 1
                 live[ACTIVATIONS] += piece.saved[ACTIVATIONS]
                 continue
             if turn.phase == "B":
-                self._with(label, live, piece.backward_memory, begin, detail)
-                if not self.gradient_buffer:
+                if not again:
+                    self._with(label, live, piece.backward_memory, begin, detail)
+                if not self.gradient_buffer and not (again and added[turn.chunk]):
                     if added[turn.chunk]:
                         both = [live[0], live[1], live[2] + piece.accumulated]
                         both[ACTIVATIONS] -= piece.saved[ACTIVATIONS]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.cost.families import family_of
+from meshwright.cost.scratch import needs_scratch, scratch_bytes
 from meshwright.cost.table import CostTable
 from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import Section
@@ -85,6 +86,7 @@ def run_section(
     total = peak = sum(live)
     run.peak, run.peak_at = (live[0], live[1], live[2]), "start"
 
+    on_cpu = costs.profiles[0].device == "cpu"
     for index, op in enumerate(section.ops):
         names = operands[index]
         if op.target.startswith("mesh.") and family_of(op.target) == "collective":
@@ -118,11 +120,12 @@ def run_section(
             held[storage] = Held(nbytes, kind)
             live[kind] += nbytes
             total += nbytes
-        if total > peak:
-            peak = total
-            run.peak, run.peak_at = (live[0], live[1], live[2]), op.name
+        scratch = scratch_bytes(op, values, _extent(op, mesh), on_cpu) if needs_scratch(op) else 0
+        if total + scratch > peak:
+            peak = total + scratch
+            run.peak, run.peak_at = (live[0] + scratch, live[1], live[2]), op.name
         if detail:
-            run.tasks.append(Task(op.name, queue, seconds, total))
+            run.tasks.append(Task(op.name, queue, seconds, total + scratch))
         for storage in frees[index]:
             gone = held.pop(storage, None)
             if gone is not None:
@@ -160,6 +163,11 @@ def _last_uses(
         if storage not in keep:
             frees[index].append(storage)
     return operands, frees
+
+
+def _extent(op: Op, mesh: Mesh) -> int:
+    axis = dict(op.kwargs).get("axis")
+    return mesh.extent(axis) if isinstance(axis, str) else 1
 
 
 def _collective(

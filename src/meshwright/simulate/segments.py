@@ -19,7 +19,7 @@ from itertools import pairwise
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.program.blocks import signature
-from meshwright.program.types import Op
+from meshwright.program.types import Op, Ref, refs
 
 # Sources of ops that belong to no module; see `meshwright.lower.lower`.
 GATHERING = "parameter gathering"
@@ -32,7 +32,8 @@ class Segments:
     """`forward` and `backward` hold each segment's ops, in the order in which they run.
 
     repeated: whether the segment is one of several alike, or said to stand for several.
-    segment_of: of each value that a forward or backward op makes.
+    segment_of: of each value that a forward or backward op makes. operands: of all
+    ops of the lowered program, by name.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class Segments:
     forward: tuple[tuple[Op, ...], ...]
     backward: tuple[tuple[Op, ...], ...]
     segment_of: Mapping[str, int]
+    operands: Mapping[str, tuple[str, ...]]
 
 
 def segments(lowered: LoweredProgram, starts: frozenset[str] = frozenset()) -> Segments:
@@ -76,9 +78,31 @@ def segments(lowered: LoweredProgram, starts: frozenset[str] = frozenset()) -> S
         for result in op.results
         if result is not None
     }
-    backward = _backward(lowered, modules, [number[op.name] for op in ops], len(names), segment_of)
+    operands = _operands(lowered)
+    backward = _backward(
+        lowered, modules, [number[op.name] for op in ops], len(names), segment_of, operands
+    )
     repeated = tuple(chosen.get(name, False) or name in starts for name in names)
-    return Segments(names, repeated, forward, backward, segment_of)
+    return Segments(names, repeated, forward, backward, segment_of, operands)
+
+
+def _operands(lowered: LoweredProgram) -> dict[str, tuple[str, ...]]:
+    """Asked for often, and `Op.operands` looks into every argument each time."""
+    sections = (
+        lowered.gather, lowered.forward, lowered.backward, lowered.reduce, lowered.clip
+    )  # fmt: skip
+    found: dict[str, tuple[str, ...]] = {}
+    for section in sections:
+        for op in section.ops:
+            names: list[str] = []
+            for argument in (*op.args, *(item for _, item in op.kwargs)):
+                if type(argument) is Ref:
+                    names.append(argument.name)
+                elif type(argument) is tuple:
+                    names.extend(refs(argument))
+            assert op.name not in found, f"two ops are called {op.name}"
+            found[op.name] = tuple(names)
+    return found
 
 
 def _prefixes(module: str) -> list[str]:
@@ -154,6 +178,7 @@ def _backward(
     forward_segment: Sequence[int],
     count: int,
     segment_of: dict[str, int],
+    operands: Mapping[str, tuple[str, ...]],
 ) -> tuple[tuple[Op, ...], ...]:
     """The backward's ops by segment; `segment_of` is filled with what they make.
 
@@ -171,7 +196,7 @@ def _backward(
     current = count - 1
     placed: list[int | None] = []
     for op in ops:
-        producers = [made[name] for name in op.operands() if name in made]
+        producers = [made[name] for name in operands[op.name] if name in made]
         least = min(producers, default=count - 1)
         module = op.source.module
         if module == GATHERING:

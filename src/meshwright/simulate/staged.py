@@ -6,6 +6,7 @@ Without any of them the time is that of `step.py`, which goes through a step op 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from meshwright.cost.memory import optimizer_cost
 from meshwright.cost.table import CostTable
@@ -76,12 +77,19 @@ class _Staged:
         self.stride = lowered.mesh.stride(STAGE) if STAGE in mesh else lowered.mesh.size
         self.bounds = boundaries(made, pipeline, recompute)
         self.pieces = pieces(made, self.bounds, recompute, executor, self._recost)
+        adding = cache(lambda nbytes: costs.streaming(3 * nbytes))
         self.accumulate_s = [
-            0.0
-            if executor.gradient_buffer
-            else sum(costs.streaming(3 * nbytes) for nbytes in piece.gradients)
+            0.0 if executor.gradient_buffer else sum(map(adding, piece.gradients))
             for piece in self.pieces
         ]
+        self._transfers: dict[tuple[int, bool], float] = {}
+        self._optimizer_s: dict[tuple[int, ...], float] = {}
+        self._stepped: dict[int, list[StoredParameter]] = {}
+        self._whole_gradients = sum(
+            lowered.values[item.gradient].nbytes
+            for item in lowered.parameters
+            if item.gradient is not None
+        )
         self.notes: list[str] = []
         self._timed: dict[tuple[str, int, bool, bool], Timed] = {}
 
@@ -184,6 +192,13 @@ class _Staged:
         return found
 
     def _transfer(self, piece: int, forward: bool) -> float:
+        """Seconds from a piece to the next one, or of gradients to the one before."""
+        found = self._transfers.get((piece, forward))
+        if found is None:
+            found = self._transfers[piece, forward] = self._message(piece, forward)
+        return found
+
+    def _message(self, piece: int, forward: bool) -> float:
         other = piece + 1 if forward else piece - 1
         nbytes = self.pieces[piece].sends_forward if forward else self.pieces[piece].sends_backward
         if not nbytes:
@@ -249,14 +264,7 @@ class _Staged:
             stepped = self._parameters(stage)
             if self.lowered.norm is not None:
                 self._clip(stage, clock, events)
-            seconds = self.costs.optimizer(
-                stepped,
-                self.lowered.values,
-                self.optimizer,
-                fused=self.executor.fused_optimizer,
-                master=self.executor.master_weights,
-                gradient_bytes=self._gradient_itemsize,
-            )
+            seconds = self._stepping(stepped)
             if self.lowered.norm is not None:
                 seconds += self.costs.streaming(2 * self._stepped_gradients(stage))
             if self.detail and seconds:
@@ -267,6 +275,22 @@ class _Staged:
             clock.stall("overhead", self.executor.step_overhead_s)
             total += seconds
         return total / len(clocks)
+
+    def _stepping(self, stepped: Sequence[StoredParameter]) -> float:
+        """Seconds of the optimizer, remembered for stages with tensors of the same sizes."""
+        values = self.lowered.values
+        key = tuple(values[item.value].nbytes for item in stepped)
+        found = self._optimizer_s.get(key)
+        if found is None:
+            found = self._optimizer_s[key] = self.costs.optimizer(
+                stepped,
+                values,
+                self.optimizer,
+                fused=self.executor.fused_optimizer,
+                master=self.executor.master_weights,
+                gradient_bytes=self._gradient_itemsize,
+            )
+        return found
 
     def _share(self, clocks: Sequence[Clock]) -> None:
         """Gradients of parameters that several stages use are added up between them."""
@@ -287,11 +311,7 @@ class _Staged:
 
     def _clip(self, stage: int, clock: Clock, events: list[Event]) -> None:
         """The norm: a stage's part of its compute, and the collectives of all axes."""
-        whole = sum(
-            self.lowered.values[item.gradient].nbytes
-            for item in self.lowered.parameters
-            if item.gradient is not None
-        )
+        whole = self._whole_gradients
         share = self._stepped_gradients(stage, own_dtype=True) / whole if whole else 0.0
         for task in self.row.costed.clip.tasks:
             if not task.kind:
@@ -318,13 +338,16 @@ class _Staged:
 
     def _parameters(self, stage: int) -> list[StoredParameter]:
         """Of all blocks of the stage; one that several of its blocks use counts once."""
+        if stage in self._stepped:
+            return self._stepped[stage]
         found: dict[tuple[int, int], StoredParameter] = {}
         for piece in self._held(stage):
             for position in range(piece.start, piece.stop):
                 number, copy = self.row.instances[position]
                 for index in self.row.costed.blocks[number].parameters:
                     found[index, copy] = self.lowered.parameters[index]
-        return list(found.values())
+        self._stepped[stage] = list(found.values())
+        return self._stepped[stage]
 
     def _stepped_gradients(self, stage: int, own_dtype: bool = False) -> int:
         """Bytes of gradients as the optimizer gets them."""

@@ -80,7 +80,7 @@ def traffic(lowered: LoweredProgram, parts: Segments) -> Traffic:
 class _Analysis:
     def __init__(self, lowered: LoweredProgram, parts: Segments) -> None:
         self.lowered, self.parts = lowered, parts
-        self.values = lowered.values
+        self.values, self.operands = lowered.values, parts.operands
         self.forward = [(n, op) for n, group in enumerate(parts.forward) for op in group]
         count = len(parts.names)
         self.backward = [(n, op) for n in range(count - 1, -1, -1) for op in parts.backward[n]]
@@ -108,7 +108,7 @@ class _Analysis:
         users: dict[str, set[int]] = {}
         gathers = [(None, op) for op in lowered.gather.ops]
         for number, op in (*gathers, *self.forward):
-            names = tuple(op.operands())
+            names = self.operands[op.name]
             results = [name for name in op.results if name is not None]
             carries = len(set(names)) == 1 and family_of(op.target) in _CARRIES
             if depends.intersection(names):
@@ -136,7 +136,7 @@ class _Analysis:
         sent: dict[str, int] = {}
         backward: dict[str, set[int]] = {}
         for number, op in self.forward:
-            for name in op.operands():
+            for name in self.operands[op.name]:
                 storage = values[name].storage
                 if storage in made and number > made[storage]:
                     uses[storage].add(number)
@@ -149,7 +149,7 @@ class _Analysis:
                         size[storage] = values.get(storage, values[result]).nbytes
                         travels[storage] = result in from_parameters and storage not in derived
         for number, op in self.backward:
-            for name in op.operands():
+            for name in self.operands[op.name]:
                 storage = values[name].storage
                 if storage in made:
                     backward.setdefault(storage, set()).add(number)
@@ -174,7 +174,7 @@ class _Analysis:
         """Values of the backward that only add up, be it in several steps, to a gradient."""
         users: dict[str, list[Op]] = {}
         for _, op in self.backward:
-            for name in op.operands():
+            for name in self.operands[op.name]:
                 users.setdefault(name, []).append(op)
         ends = set(self.lowered.accumulated.values())
         found: set[str] = set()
@@ -196,7 +196,7 @@ class _Analysis:
         sent: dict[str, int] = {}
         terms: dict[str, bool] = {}
         for number, op in self.backward:
-            for name in op.operands():
+            for name in self.operands[op.name]:
                 storage = values[name].storage
                 if storage in made and number < made[storage][0]:
                     end[storage] = min(end.get(storage, number), number)
@@ -223,7 +223,7 @@ class _Analysis:
         leads: dict[str, bool] = {}  # to another segment, by value
         users: dict[str, list[tuple[int, Op]]] = {}
         for number, op in self.backward:
-            for name in op.operands():
+            for name in self.operands[op.name]:
                 users.setdefault(name, []).append((number, op))
         found: set[str] = set()
         for number, op in reversed(self.backward):
