@@ -62,6 +62,10 @@ _KERNELS: Mapping[str, int] = {
 # A view takes the host about half of what an op with a kernel does, and the device nothing.
 _VIEW_ON_HOST = 0.5
 
+# Casting an operand of 16 bits reads it and writes it in 8 bits twice, as it is and transposed,
+# for the two products that it takes part in (Transformer Engine's cast and transpose).
+_CAST_BYTES = 2
+
 _WEIGHTED = frozenset({"mm", "addmm", "linear", "matmul", "_addmm_activation", "linear_backward"})
 
 
@@ -131,12 +135,15 @@ def _matmul(
 ) -> tuple[float, int]:
     products = products_of(op, values)
     dtype, item_bytes = _dtype(op, values)
+    cast_s = 0.0
     if kernels.linear_dtype and op.target.split(".")[1] in _WEIGHTED:
         dtype = kernels.linear_dtype
+        operands = {name: values[name].numel for name in op.operands()}
+        cast_s = memory_seconds(_CAST_BYTES * sum(operands.values()), hardware, constants)
     seconds = sum(
         product_seconds(item, dtype, item_bytes, hardware, constants) for item in products
     )
-    return seconds, max(len(products), 1)
+    return seconds + cast_s, max(len(products), 1)
 
 
 def _convolution(
