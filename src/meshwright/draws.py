@@ -21,8 +21,17 @@ from torch import Tensor
 _FIRST_MARK = 0x6D65_7377_0000_0000
 
 
-# PyTorch's generator is one for all threads: a rank may capture while another steps.
-_GENERATOR = threading.RLock()
+# PyTorch's generator is one for all threads: ranks that are threads take turns at it, as
+# one may make its parameters or capture while another steps.
+GENERATOR = threading.RLock()
+
+
+@contextmanager
+def generator_seeded(seed: int) -> Iterator[None]:
+    """Within it PyTorch's default generator is this thread's, with `seed`; then as it was."""
+    with GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class Draws:
@@ -34,7 +43,7 @@ class Draws:
     @contextmanager
     def marked(self) -> Iterator[None]:
         """Within it draws can be told apart; at the end the generator is as it was."""
-        with _GENERATOR:
+        with GENERATOR:
             before = torch.default_generator.get_state()
             torch.default_generator.manual_seed(_FIRST_MARK + self.count)
             try:

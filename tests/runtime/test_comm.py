@@ -28,6 +28,7 @@ CUTS = [
     ((2, 24, 3), Cut(1, 3, 4, 2)),
     ((2, 3, 10), Cut(2, 1, 5, 2)),
     ((3, 1), Cut(1, 1, 1, 1)),
+    ((4, 3), Cut(1, 1, 3, 1)),  # one element of a row for each device
     ((0, 6), Cut(1, 1, 6, 1)),
 ]
 
@@ -52,7 +53,9 @@ def test_all_gather_undoes_shard(shape: tuple[int, ...], cut: Cut) -> None:
     def body(comm: Communicator, i: int) -> Tensor:
         return comm.all_gather(comm.shard(x, "tensor", *cut), "tensor", *cut)
 
-    assert all(torch.equal(result, x) for result in on_tensor_axis(body))
+    for result in on_tensor_axis(body):
+        assert torch.equal(result, x)
+        assert result.is_contiguous()
 
 
 @pytest.mark.parametrize("reduce", ["sum", "max", "min", "prod"])

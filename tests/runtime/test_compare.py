@@ -75,3 +75,25 @@ def test_a_mask_of_infinities_is_equal_and_hides_nothing(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Job, "buffer", wrong)
     assert verify(task, "local:2", "data", steps=1).buffer.name == "mean"
+
+
+class CancellingLoss(nn.Module):
+    """Rows of a centred product add up to zero, so that the loss is rounding and no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([0.7, 1.3, -0.4, 0.9]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.batch_norm(x, None, None, self.scale, training=True)
+        return (y @ y.T).sum(0).mean()
+
+
+def test_a_loss_that_is_nothing_but_rounding_is_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from meshwright.runtime.reference import Reference
+
+    found = verify(_task(CancellingLoss), "local:4", "data", steps=1)
+    assert all(abs(loss) < 1e-5 for pair in found.losses for loss in pair)
+    assert found.equal, found
+    monkeypatch.setattr(Reference, "exact", lambda self, batch: None)
+    assert not verify(_task(CancellingLoss), "local:4", "data", steps=1).equal

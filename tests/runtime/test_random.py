@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from meshwright.cluster.mesh import Mesh
+from meshwright.layout.cuts import local_cut
 from meshwright.layout.types import Layout, Split, cuts, local_shape
 from meshwright.runtime import primitives, random
 from meshwright.runtime.primitives import Cut
@@ -26,6 +27,9 @@ LAYOUTS = [
     ((3, 24), Layout((("tensor", Split(1, 3, 4)),))),
     ((3, 26), Layout((("data", Split(1, 2, 13)), ("tensor", Split(1, 2, 13))))),
     ((11, 3), Layout((("tensor", Split(0, 1, 11)), ("data", Split(0, 1, 11))))),
+    ((2, 24), Layout((("data", Split(1, 1, 2)), ("tensor", Split(1, 2, 6))))),  # one in the other
+    ((2, 24), Layout((("tensor", Split(1, 4, 3)), ("data", Split(1, 1, 4))))),
+    ((20, 4), Layout((("data", Split(0, 1, 5)), ("tensor", Split(0, 5, 4))))),  # first dim, uneven
     ((2, 9), Layout((("tensor", Split(0, 1, 2)),))),
     ((300, 4000), Layout((("data", Split(1, 1, 4000)),))),
     ((3, 2001, 11), Layout((("tensor", Split(1, 1, 2001)),))),
@@ -35,9 +39,14 @@ LAYOUTS = [
 
 
 def part(x: Tensor, layout: Layout, rank: int) -> Tensor:
-    for split, parts, index, extent in cuts(tuple(x.shape), layout, MESH, MESH.coordinate(rank)):
-        minor = x.shape[split.dim] // (split.outer * extent) if extent else 1
-        x = primitives.shard(x, Cut(split.dim, split.outer, extent, minor), index, parts)
+    shape, coordinate = tuple(x.shape), MESH.coordinate(rank)
+    before = Layout()
+    for axis, split in layout.shards:
+        cut = local_cut(shape, before, axis, split, MESH, coordinate)
+        extent = MESH.extent(axis)
+        index = split.number(coordinate[axis], extent)
+        x = primitives.shard(x, Cut(cut.dim, cut.outer, cut.extent, cut.minor), index, extent)
+        before = before.with_shard(axis, split)
     return x
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from meshwright.capture.replay import Replay, constant_value
 from meshwright.capture.tape import Step, Tape
 from meshwright.capture.values import FakesCanBeCopied, KnownValuesOnly
+from meshwright.draws import GENERATOR
 from meshwright.errors import CaptureError
 from meshwright.torch_private import (
     TRUNCATED_NORMAL,
@@ -54,24 +55,25 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Records what runs within, and leaves the caller's random state as it was."""
-        self._before = [torch.default_generator.get_state()]
-        self._latest[0] = _FIRST_MARK
-        torch.default_generator.manual_seed(_FIRST_MARK)
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(warnings.catch_warnings())
-                # PyTorch probes a fake for its address at times, and goes on without.
-                warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-                for mode in (
-                    self._fake_mode, self,
-                    KnownValuesOnly(BUILD_IT_YOURSELF, self._known), FakesCanBeCopied(),
-                ):  # fmt: skip
-                    stack.enter_context(mode)
-                yield
-        finally:
-            self._drawing = None
-            for generator, state in zip(self._generators, self._before, strict=True):
-                generator.set_state(state)
+        with GENERATOR:
+            self._before = [torch.default_generator.get_state()]
+            self._latest[0] = _FIRST_MARK
+            torch.default_generator.manual_seed(_FIRST_MARK)
+            try:
+                with ExitStack() as stack:
+                    stack.enter_context(warnings.catch_warnings())
+                    # PyTorch probes a fake for its address at times, and goes on without.
+                    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+                    for mode in (
+                        self._fake_mode, self,
+                        KnownValuesOnly(BUILD_IT_YOURSELF, self._known), FakesCanBeCopied(),
+                    ):  # fmt: skip
+                        stack.enter_context(mode)
+                    yield
+            finally:
+                self._drawing = None
+                for generator, state in zip(self._generators, self._before, strict=True):
+                    generator.set_state(state)
 
     def __torch_dispatch__(
         self,

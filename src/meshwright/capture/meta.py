@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from meshwright.capture.execution import Keep
+from meshwright.draws import generator_seeded
 from meshwright.errors import CaptureError
 
 
@@ -44,8 +45,7 @@ class MetaValues:
         made: dict[str, Tensor] = {}
         if not self._owners:
             return made
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.default_generator.manual_seed(seed)
+        with generator_seeded(seed), torch.no_grad():
             for _, owner in self._owners:
                 real = _reset(owner)
                 for key, tensor in _own_meta(owner).items():

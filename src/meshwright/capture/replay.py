@@ -21,6 +21,7 @@ from torch import Tensor
 
 from meshwright.capture.execution import Execution, Keep, Node, default_dtype_restored
 from meshwright.capture.tape import Step, Tape, View, views_in
+from meshwright.draws import generator_seeded
 from meshwright.errors import CaptureError
 
 _FILLS = frozenset({
@@ -96,8 +97,7 @@ class Replay:
         randoms = [i for i, node in enumerate(self._nodes) if node.step.random] if draw else []
         roots += [i for i in randoms if not _draws_by_shape(self._nodes[i].step)]
         live = self._closure(roots)
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), default_dtype_restored():
-            torch.default_generator.manual_seed(seed)
+        with generator_seeded(seed), torch.no_grad(), default_dtype_restored():
             run = Execution(self._tape, self._nodes, live, wanted, finals, keep)
             run.execute(randoms)
         return {name: run.kept[name] for name in finals}

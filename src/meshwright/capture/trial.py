@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from meshwright.as_is import LIKE_INPUT, Leaf, Mark, OpaqueCall, runnable
+from meshwright.draws import generator_seeded
 from meshwright.errors import CaptureError
 from meshwright.torch_private import TorchDispatchMode, flatten, storage_key
 
@@ -303,11 +304,12 @@ class _Try:
             part = x[start:stop] if kind == CUT else x
             inputs.append(part.clone().requires_grad_(track))
         args, kwargs = self.call.bound(inputs)
-        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(any(self.call.tracked)):
-            torch.manual_seed(seed)
-            with torch.autocast("cpu", self.call.autocast or torch.bfloat16,
-                                enabled=self.call.autocast is not None):  # fmt: skip
-                output = torch.func.functional_call(self.module, state, args, kwargs)
+        with (
+            generator_seeded(seed), torch.set_grad_enabled(any(self.call.tracked)),
+            torch.autocast("cpu", self.call.autocast or torch.bfloat16,
+                           enabled=self.call.autocast is not None),
+        ):  # fmt: skip
+            output = torch.func.functional_call(self.module, state, args, kwargs)
         leaves, tree = flatten(output)
         buffers = {name: x.detach() for name, x in state.items() if name in self.buffers}
         return _Outcome(leaves, tree, buffers)

@@ -24,9 +24,10 @@ _STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 FLOOR = 1e-2
 
 # Some gradients have no digits to compare: that of an attention's key bias, or of a bias
-# before a batch norm, is zero but for rounding. A difference beyond the tolerance is
-# therefore held against what one device itself loses to rounding, which a run in double
-# precision tells: this many times that loss counts as rounding too.
+# before a batch norm, is zero but for rounding, and so is a loss whose terms cancel. A
+# difference beyond the tolerance is therefore held against what one device itself loses
+# to rounding, which a run in double precision tells: this many times that loss counts as
+# rounding too.
 ROUNDINGS = 10
 
 
@@ -84,7 +85,8 @@ def compare(
         if reference is not None:
             loss = reference.step(batch)
             result.losses.append((metrics.loss, loss))
-            result.loss.see(f"step {number}", _relative_number(metrics.loss, loss))
+            relative = _loss_difference(metrics.loss, loss, reference, batch, result.tolerance)
+            result.loss.see(f"step {number}", relative)
         gradients = {path: p.grad for path, p in names.parameters().items()}
         found = _differences(job.trainer.trainable, job.gradient, gradients)
         _forgive_rounding(found, gradients, reference, batch, result.tolerance)
@@ -173,16 +175,33 @@ def _forgive_rounding(
     beyond = [path for path, (relative, _) in found.items() if not relative <= tolerance]
     if reference is None or not beyond:
         return
-    exact = reference.exact_gradients(batch)
+    exact = reference.exact(batch)
     for path in beyond if exact is not None else ():
         assert exact is not None
-        truth, other = exact.get(path), theirs.get(path)
+        truth, other = exact[1].get(path), theirs.get(path)
         if truth is None or other is None:
             continue
         rounding = _largest(_wide(other) - truth)
-        _, absolute = found[path]
-        if rounding and absolute <= ROUNDINGS * rounding:
-            found[path] = (tolerance * absolute / (ROUNDINGS * rounding), absolute)
+        relative, absolute = found[path]
+        found[path] = (_forgiven(relative, absolute, rounding, tolerance), absolute)
+
+
+def _loss_difference(
+    mine: float, theirs: float, reference: Reference, batch: Any, tolerance: float
+) -> float:
+    """Relative, restated as `_forgive_rounding` does."""
+    relative = _relative_number(mine, theirs)
+    exact = None if relative <= tolerance else reference.exact(batch)
+    if exact is None:
+        return relative
+    return _forgiven(relative, abs(mine - theirs), abs(theirs - exact[0]), tolerance)
+
+
+def _forgiven(relative: float, absolute: float, rounding: float, tolerance: float) -> float:
+    """`relative`, or what of the tolerance a difference within the rounding of one device takes."""
+    if rounding and absolute <= ROUNDINGS * rounding:
+        return tolerance * absolute / (ROUNDINGS * rounding)
+    return relative
 
 
 def relative_difference(mine: Tensor, theirs: Tensor, floor: float = 0.0) -> float:

@@ -102,7 +102,11 @@ def scatter_blocks(x: Tensor, cut: Cut, parts: int) -> Tensor:
 
 
 def gather_blocks(blocks: Tensor, cut: Cut) -> Tensor:
-    """Inverse of `scatter_blocks`: [parts, *part shape] joined along the cut and trimmed."""
+    """Inverse of `scatter_blocks`: [parts, *part shape] joined along the cut and trimmed.
+
+    Contiguous, as a fresh tensor of plain PyTorch is: parts of one row could be joined by
+    a view, but kernels such as fused attention take for granted that a row lies together.
+    """
     parts, shape = blocks.shape[0], blocks.shape[1:]
     step = cut.step(parts)
     before = math.prod(shape[: cut.dim])
@@ -110,7 +114,7 @@ def gather_blocks(blocks: Tensor, cut: Cut) -> Tensor:
     opened = blocks.reshape(parts, before, cut.outer, step, rest)
     whole = _with_dim(shape, cut.dim, cut.size(cut.extent))
     if parts * step == cut.extent:
-        return opened.permute(1, 2, 0, 3, 4).reshape(whole)
+        return opened.permute(1, 2, 0, 3, 4).reshape(whole).contiguous()
     counts = [cut.part(index, parts)[1] for index in range(parts)]
     return torch.cat(
         [opened[index][:, :, :count] for index, count in enumerate(counts)], dim=2

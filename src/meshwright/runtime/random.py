@@ -127,6 +127,8 @@ def _philox_key(key: tuple[int, ...]) -> int:
 @lru_cache(maxsize=1024)
 def _cover(shape: tuple[int, ...], cuts: tuple[tuple[Split, int, int, int], ...]) -> _Cover:
     """The cheapest cover: dims after some level are drawn whole, that level by its intervals."""
+    # A cut leaves the outer part of those inside it whole: inner cuts go first.
+    cuts = tuple(sorted(cuts, key=lambda item: -item[0].outer))
     held = _positions(shape, cuts)
     strides = [int(np.prod(shape[dim + 1 :], dtype=np.int64)) for dim in range(len(shape))]
     best, best_s = -1, float("inf")

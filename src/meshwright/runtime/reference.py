@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meshwright.draws import Draws, made_of
+from meshwright.draws import Draws, generator_seeded, made_of
 from meshwright.runtime.local_ops import RandomKey, draw
 from meshwright.runtime.microbatch import batch_size, microbatches
 from meshwright.runtime.trainer import OptimizerFactory
@@ -122,8 +122,7 @@ class Reference:
         microbatches: int = 1,
         clip_norm: float | None = None,
     ) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with generator_seeded(seed):
             self.model = build()
         self._loss = loss
         self._flatten = flatten
@@ -144,8 +143,8 @@ class Reference:
         self._key.step += 1
         return total
 
-    def exact_gradients(self, batch: Any) -> dict[str, Tensor] | None:
-        """The last step's gradients in double precision; None for a model that refuses it."""
+    def exact(self, batch: Any) -> tuple[float, dict[str, Tensor]] | None:
+        """The last step's loss and gradients in double precision; None if the model refuses it."""
         self._key.step -= 1
         try:
             model = copy.deepcopy(self.model)
@@ -153,12 +152,12 @@ class Reference:
                 copy_gradient_hooks(old, new)
             model.load_state_dict(self._before)
             model.double().zero_grad(set_to_none=True)
-            self._accumulate(model, tree_map(_in_double, batch))
+            loss = self._accumulate(model, tree_map(_in_double, batch))
         except (RuntimeError, TypeError, ValueError):
             return None
         finally:
             self._key.step += 1
-        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     def _accumulate(self, model: nn.Module, batch: Any) -> float:
         size = batch_size(self._flatten(batch))
