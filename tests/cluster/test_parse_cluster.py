@@ -93,6 +93,8 @@ def test_nonsense(text: str, said: str) -> None:
         ("h100sxm", "h100-sxm"),
         ("h100", "h100-96g-500w or h100-pcie or h100-sxm"),
         ("A100-40", "a100-40g or a100-40g-pcie"),
+        ("h101", "h100-96g-500w or h100-pcie or h100-sxm"),
+        ("mi300", "mi300x"),
     ],
 )
 def test_unknown_kind_lists_the_known_and_the_closest(kind: str, close: str) -> None:
@@ -197,4 +199,13 @@ class TestProfileFile:
             load_profile(path)
         path.write_text('{"name": ')
         with pytest.raises(ClusterError, match="not valid JSON"):
+            load_profile(path)
+
+    def test_measured_times_need_the_launch_too(self, tmp_path: Path) -> None:
+        """A launch that costs nothing by default would hide a field that was left out."""
+        fields = builtin_profile("cpu").model_dump()
+        del fields["op_overhead_s"]
+        path = tmp_path / "p.json"
+        path.write_text(json.dumps(fields))
+        with pytest.raises(ClusterError, match="op_overhead_s is needed too"):
             load_profile(path)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from meshwright.cli import options as given
+from meshwright.cli.kinds import show_kinds
 from meshwright.cli.output import Output
 from meshwright.cli.processes import cores_here
 from meshwright.errors import MeshwrightError, RunError
@@ -27,6 +29,12 @@ _OPTIONAL = {
 }
 
 
+_Kinds = Annotated[
+    bool,
+    typer.Option("--kinds", help="List the built-in kinds of device for --cluster instead."),
+]
+
+
 @dataclass(frozen=True)
 class Check:
     """`needed` checks have to pass; others say what is missing for more."""
@@ -38,9 +46,12 @@ class Check:
     remedy: str = ""
 
 
-def doctor(json: given.Json = False, debug: given.Debug = False) -> None:
+def doctor(kinds: _Kinds = False, json: given.Json = False, debug: given.Debug = False) -> None:
     """Check this machine: versions, cores, memory, processes that talk, folders."""
     with Output(json) as out:
+        if kinds:
+            show_kinds(out)
+            return
         checks = []
         with out.status("Checking") as update:
             for check in _CHECKS:

@@ -117,9 +117,7 @@ def builtin_profile(kind: str) -> Profile:
     Raises ClusterError that lists the known kinds and the closest one.
     """
     if kind != "cpu" and kind not in builtin_kinds():
-        name = kind.lower()
-        close = [known for known in builtin_kinds() if name and known.startswith(name)]
-        close = close or get_close_matches(name, builtin_kinds(), n=1, cutoff=0.4)
+        close = _close_kinds(kind.lower())
         hint = f"Did you mean {' or '.join(close)}? " if close else ""
         raise ClusterError(
             f"unknown kind of device {kind!r}",
@@ -129,3 +127,16 @@ def builtin_profile(kind: str) -> Profile:
     text = (_FOLDER / f"{kind}.json").read_text(encoding="utf-8")
     where = f"the built-in profile {kind}"
     return plausible(validated(Profile, text, where), where)
+
+
+def _close_kinds(name: str) -> list[str]:
+    """Kinds that `name` may have been meant for: it begins them, resembles one, or begins alike."""
+    kinds = builtin_kinds()
+    if name and (begun := [kind for kind in kinds if kind.startswith(name)]):
+        return begun
+    if alike := get_close_matches(name, kinds, n=1, cutoff=0.75):
+        return alike
+    for length in range(len(name), 1, -1):
+        if begun := [kind for kind in kinds if kind.startswith(name[:length])]:
+            return begun
+    return get_close_matches(name, kinds, n=1, cutoff=0.4)

@@ -139,9 +139,9 @@ class Profile(Record):
     memory_bytes: memory of one device, in bytes, that PyTorch can allocate from.
     memory_bytes_per_s: bandwidth of that memory, reads and writes counted alike.
     peak_flops: arithmetic rate that MFU is stated against, in FLOP/s: that of `matmul_dtype`.
-    op_overhead_s: fixed time of one op's launch.
 
     Of measured profiles:
+    op_overhead_s: fixed time of one op's launch.
     matmul: time by FLOPs of one matmul, at `matmul_dtype`; rates follow from it.
     dtype_rate: speed of matmul at other dtypes, as a multiple of `matmul_dtype`'s.
     memory: time of one pointwise op by bytes read and written, launch included;
@@ -180,7 +180,7 @@ class Profile(Record):
     memory_bytes: int = Field(gt=0)
     peak_flops: float = Field(gt=0)
     memory_bytes_per_s: float = Field(gt=0)
-    op_overhead_s: float = Field(ge=0)
+    op_overhead_s: float = Field(default=0.0, ge=0)
     matmul: Curve = ()
     collectives: tuple[CollectiveCurve, ...] = ()
     matmul_dtype: str = "float32"
@@ -208,6 +208,10 @@ class Profile(Record):
             raise ValueError(
                 "either matmul (measured times) or peak_flops_by_dtype with the rate of "
                 f"matmul_dtype, {self.matmul_dtype}, is needed"
+            )
+        if self.matmul and "op_overhead_s" not in self.model_fields_set:
+            raise ValueError(
+                "with matmul (measured times), op_overhead_s is needed too, in seconds"
             )
         return self
 
