@@ -6,7 +6,7 @@ from the name of its source; a source that names none is taken as the plainest o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchmarks.published.rows import Row
 
@@ -45,7 +45,10 @@ class Framework:
     assumes: tuple[str, ...] = ()
 
 
-_FUSED = Executor(fused_optimizer=True, compiled=True, cached_allocator=True, async_host=True)
+_FUSED = Executor(
+    gradient_buffer=True, fused_optimizer=True, compiled=True, cached_allocator=True,
+    async_host=True,
+)  # fmt: skip
 
 MEGATRON_DEEPSPEED = Framework(
     name="Megatron-DeepSpeed",
@@ -68,7 +71,7 @@ MEGATRON_LM = Framework(
     source="Megatron-LM before Megatron-Core (Shoeybi et al. 2019; Narayanan et al. 2021): fused "
     "kernels as above, 1F1B or interleaved, gradients in one buffer and reduced after the last "
     "microbatch.",
-    executor=replace(_FUSED, gradient_buffer=True),
+    executor=_FUSED,
     precision="fp16",
     sharding=0,
     vocab=50257,
@@ -97,8 +100,8 @@ MEGATRON_CORE = Framework(
 )  # fmt: skip
 
 _FSDP = Executor(
-    overlap_gradients=True, overlap_gathers=True, bucket_bytes=_UNIT, fused_optimizer=True,
-    cached_allocator=True, async_host=True,
+    overlap_gradients=True, overlap_gathers=True, bucket_bytes=_UNIT, gradient_buffer=True,
+    fused_optimizer=True, cached_allocator=True, async_host=True,
 )  # fmt: skip
 
 LLM_FOUNDRY = Framework(
@@ -134,7 +137,8 @@ INTERNLM = Framework(
     "kernels (doc/en/install.md).",
     executor=Executor(
         overlap_gradients=True, overlap_gathers=True, bucket_bytes=512 * 2**20,
-        fused_optimizer=True, compiled=True, cached_allocator=True, async_host=True,
+        gradient_buffer=True, fused_optimizer=True, compiled=True, cached_allocator=True,
+        async_host=True,
     ),
     sharding=1,
     tied=False,
@@ -155,7 +159,8 @@ PLAIN = Framework(
     source="docs.pytorch.org DistributedDataParallel: gradients reduced in buckets of 25 MB "
     "beside the backward.",
     executor=Executor(
-        overlap_gradients=True, bucket_bytes=25 * 2**20, cached_allocator=True, async_host=True,
+        overlap_gradients=True, bucket_bytes=25 * 2**20, gradient_buffer=True,
+        cached_allocator=True, async_host=True,
     ),
     sharding=0,
     assumes=("zero_or_fsdp", "activation_recompute"),
