@@ -10,6 +10,7 @@ from meshwright.cluster.types import Profile
 from meshwright.cost.compute import host_seconds, streaming_seconds
 from meshwright.cost.constants import Constants
 from meshwright.cost.fitted import optimizer_tensor_seconds
+from meshwright.cost.hardware import hardware_of
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import StoredParameter
 from meshwright.program.types import Value
@@ -22,8 +23,9 @@ class OptimizerCost:
     ops: launches that a parameter's step takes, the optimizer's own Python counted as some.
     scratch: tensors of a parameter's size that live while it is stepped.
 
-    PyTorch's own unfused optimizers are counted, pass by pass. A fused one reads
-    the gradient, and reads and writes the parameter and each state, once.
+    PyTorch's own unfused optimizers are counted, pass by pass: one parameter at a
+    time on a CPU, many at once on accelerators (its `foreach` form). A fused one
+    reads the gradient, and reads and writes the parameter and each state, once.
     """
 
     states: int
@@ -32,8 +34,10 @@ class OptimizerCost:
     scratch: int
 
 
-# Tensors that one launch of a fused optimizer steps, as in PyTorch's multi-tensor kernels.
+# Tensors that one launch of a fused optimizer steps, as in PyTorch's multi-tensor kernels; and
+# what gathering each into their lists takes the host, in ops.
 _TENSORS_A_LAUNCH = 30
+_HOST_OPS_A_TENSOR = 0.5
 
 _FP32_BYTES = 4
 
@@ -128,11 +132,18 @@ def optimizer_seconds(
             optimizer_tensor_seconds(optimizer.lower(), item.nbytes, profile.fitted)
             for item in stepped
         )
-    each = [
+    if hardware_of(profile) is not None:  # PyTorch takes many tensors at once, pass by pass
+        moved = cost.passes * sum(item.nbytes for item in stepped)
+        launches = cost.ops * ceil(len(stepped) / _TENSORS_A_LAUNCH)
+        issued = launches + _HOST_OPS_A_TENSOR * len(stepped)
+        return max(
+            streaming_seconds(moved, profile, constants, launches),
+            host_seconds(issued, profile, constants),
+        )
+    return sum(
         streaming_seconds(item.nbytes * cost.passes, profile, constants, cost.ops)
         for item in stepped
-    ]
-    return max(sum(each), host_seconds(cost.ops * len(stepped), profile, constants))
+    )
 
 
 def fused_bytes(
