@@ -107,15 +107,17 @@ def _convolution(
         macs if grouped else 0.0, float(source.numel), float(output.numel), float(weight.numel),
     )  # fmt: skip
     dims = len(weight.shape) - 2
-    native = "_native" if not grouped and _is_small(source, weight) else ""
+    native = "_native" if is_small_convolution(source, weight) else ""
     return Work(f"{direction}{dims}d{native}", direction, amounts, dtype)
 
 
-def _is_small(source: Value, weight: Value) -> bool:
+def is_small_convolution(source: Value, weight: Value) -> bool:
     """Whether PyTorch leaves a CPU's convolution to its own kernel and not to oneDNN's.
 
     As `ConvParams::use_mkldnn` in aten/src/ATen/native/Convolution.cpp has it.
     """
+    if source.shape[1] != weight.shape[1]:  # in groups, or transposed
+        return False
     wide = all(size > 3 for size in weight.shape[-2:]) and len(weight.shape) > 3
     return not wide and source.shape[0] <= 1 and prod(source.shape[:4]) <= _SMALL_INPUT
 
