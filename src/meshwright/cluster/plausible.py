@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from meshwright.cluster.types import HostGroup, Link, LinkLevel, Point, Profile, Record, Tier
+from meshwright.cluster.types import (
+    Fitted,
+    HostGroup,
+    Link,
+    LinkLevel,
+    Point,
+    Profile,
+    Record,
+    Tier,
+)
 
 __all__ = [
     "Implausible",
@@ -77,6 +86,14 @@ _ENDINGS = (
     ("exponentials_per_s", "1/s"), ("_s", "seconds"), ("_w", "watts"), ("seconds", "seconds"),
 )  # fmt: skip
 _RATIO = _Range(1e-6, 1e6, "times")
+_SHARE = _Range(0, 10, "times", (("percent", 0.01),))
+_CONSTANT = _Range(0, 1, "s", _MICRO)
+_FITTED = {
+    "contention": _Range(0.01, 1e4, "times"),
+    "cache_bytes": _Range(1e3, 1e12, "bytes", _GB),
+    "step_s": _Range(0, 60, "s", _MICRO),
+    "microbatch_s": _Range(0, 60, "s", _MICRO),
+}
 
 
 def implausible_profile(profile: Profile) -> Implausible | None:
@@ -120,10 +137,24 @@ def _profile(profile: Profile) -> Iterator[Implausible]:
             yield from _outside(f"{field}.{name}", rate, _RATIO)
     yield from _curve("matmul", profile.matmul, _FLOPS._replace(low=1e5))
     yield from _beside_peak(profile)
+    if profile.fitted is not None:
+        yield from _fitted(profile.fitted)
     yield from _curve("memory", profile.memory, _STREAM._replace(low=1e5))
     for index, curve in enumerate(profile.collectives):
         yield from _outside(f"collectives.{index}.participants", curve.participants, _COUNT)
         yield from _curve(f"collectives.{index}.points", curve.points, _LINK._replace(low=1))
+
+
+def _fitted(fitted: Fitted) -> Iterator[Implausible]:
+    for found in _within(fitted, _FITTED):
+        yield found._replace(field=f"fitted.{found.field}")
+    for field in ("ops", "optimizers"):
+        for name, constants in getattr(fitted, field).items():
+            for index, seconds in enumerate(constants):
+                yield from _outside(f"fitted.{field}.{name}.{index}", seconds, _CONSTANT)
+    for field, bounds in (("dtype_time", _RATIO), ("noise", _SHARE)):
+        for name, value in getattr(fitted, field).items():
+            yield from _outside(f"fitted.{field}.{name}", value, bounds)
 
 
 def _beside_peak(profile: Profile) -> Iterator[Implausible]:
