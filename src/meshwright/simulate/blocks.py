@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from meshwright.cost.families import Family, family_of
 from meshwright.cost.fusion import Fused, fuse
+from meshwright.cost.scratch import needs_scratch, scratch_bytes
 from meshwright.cost.table import CostTable
 from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import LoweredProgram
@@ -31,7 +32,8 @@ Bytes = tuple[int, int, int]  # activations, gathered parameters, gradients
 
 _COUNT_RESULTS = frozenset({"all_gather", "broadcast"})
 _CARRIES_PARAMETER = frozenset({"view", "copy", "collective"})
-_KEPT = 4
+_KEPT = 8
+_STRUCTURES_KEPT = 64
 
 
 class Task(NamedTuple):
@@ -105,7 +107,8 @@ class Block:
     gather: Work = field(default_factory=Work)  # once a step
     gather_bytes: int = 0
     reduce: Work = field(default_factory=Work)  # once a step
-    reduce_allocates: list[tuple[int, int]] = field(default_factory=list)  # made, freed
+    # Bytes that each op of `reduce` makes, frees, and needs while it runs.
+    reduce_allocates: list[tuple[int, int, int]] = field(default_factory=list)
     parameters: list[int] = field(default_factory=list)  # of the lowered program's
     buffer_bytes: int = 0
     batch: set[str] = field(default_factory=set)
@@ -122,6 +125,22 @@ class Costed:
 
 
 _kept: OrderedDict[tuple[object, ...], tuple[weakref.ref[LoweredProgram], Costed]] = OrderedDict()
+_structures: OrderedDict[
+    tuple[object, ...], tuple[weakref.ref[LoweredProgram], Segments, Traffic]
+] = OrderedDict()
+
+
+def _structure(lowered: LoweredProgram, starts: frozenset[str]) -> tuple[Segments, Traffic]:
+    """What does not depend on costs; kept for those that are simulated with several."""
+    key = (id(lowered), starts)
+    found = _structures.get(key)
+    if found is None or found[0]() is not lowered:
+        parts = segments(lowered, starts)
+        found = _structures[key] = (weakref.ref(lowered), parts, traffic(lowered, parts))
+    _structures.move_to_end(key)
+    while len(_structures) > _STRUCTURES_KEPT:
+        _structures.popitem(last=False)
+    return found[1], found[2]
 
 
 def costed(
@@ -138,7 +157,7 @@ def costed(
     key = (id(lowered), id(costs), starts, compiled)
     found = _kept.get(key)
     if found is None or found[0]() is not lowered or found[1].costs is not costs:
-        made = _Costing(lowered, costs, segments(lowered, starts), compiled).run()
+        made = _Costing(lowered, costs, *_structure(lowered, starts), compiled).run()
         found = _kept[key] = (weakref.ref(lowered), made)
     _kept.move_to_end(key)
     while len(_kept) > _KEPT:
@@ -148,7 +167,12 @@ def costed(
 
 class _Costing:
     def __init__(
-        self, lowered: LoweredProgram, costs: CostTable, parts: Segments, compiled: bool
+        self,
+        lowered: LoweredProgram,
+        costs: CostTable,
+        parts: Segments,
+        passed: Traffic,
+        compiled: bool,
     ) -> None:
         self.lowered, self.costs, self.parts = lowered, costs, parts
         self.operands = parts.operands
@@ -158,7 +182,7 @@ class _Costing:
             Block(name, repeated)
             for name, repeated in zip(parts.names, parts.repeated, strict=True)
         ]
-        self.traffic = traffic(lowered, parts)
+        self.traffic = passed
         self.stored = {self.values[item.value].storage for item in lowered.parameters}
 
     def run(self) -> Costed:
@@ -247,9 +271,11 @@ class _Costing:
                             block.gathered_bytes += nbytes
                     held[storage], kinds[storage] = nbytes, kind
                     live[kind] += nbytes
-                if (total := sum(live)) > peak:
+                scratch = self._scratch(op)
+                if (total := sum(live) + scratch) > peak:
                     peak = total
-                    memory.peak, memory.peak_op = (live[0], live[1], live[2]), op
+                    memory.peak = (live[0] + scratch, live[1], live[2])
+                    memory.peak_op = op
                 for name in (*names, *(r for r in op.results if r is not None)):
                     storage = values[name].storage
                     if last[storage] == op.name and storage not in keep and storage in held:
@@ -330,7 +356,15 @@ class _Costing:
                 for storage in self._storages(self.operands[op.name])
                 if last[storage] == op.name and storage not in keep
             )
-            self.blocks[number].reduce_allocates.append((made, freed))
+            self.blocks[number].reduce_allocates.append((made, freed, self._scratch(op)))
+
+    def _scratch(self, op: Op) -> int:
+        """Bytes that live inside the op alone."""
+        if not needs_scratch(op):
+            return 0
+        axis = dict(op.kwargs).get("axis")
+        extent = self.lowered.mesh.extent(axis) if isinstance(axis, str) else 1
+        return scratch_bytes(op, self.values, extent, self.costs.profiles[0].device == "cpu")
 
     def _add(self, work: Work, op: Op, role: str = "") -> Family:
         """Cost one op into `work`; returns its family."""
@@ -338,9 +372,11 @@ class _Costing:
         if op.target.startswith("mesh.") and family_of(op.target) == "collective":
             work.add(self._collective(op, names, role))
             return "collective"
-        seconds, flops, family = self.costs.op(op, names, self.values)[:3]
-        work.add(Task("compute", seconds), flops)
-        return family
+        plain = self.costs.op(op, names, self.values)
+        kernel = self.kernels.get(op.name)
+        cost = plain if kernel is None else self.costs.fused(kernel)
+        work.add(Task("compute", cost.seconds), plain.flops, cost.host_s)
+        return plain.family
 
     def _collective(self, op: Op, names: tuple[str, ...], role: str) -> Task:
         values, mesh = self.values, self.lowered.mesh

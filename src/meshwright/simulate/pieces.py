@@ -170,6 +170,10 @@ def pieces(
         found[index].sends_backward = sum(
             item.sent for item in row.returned if item.end < at <= item.made
         )
+        if executor.keeps_sent:
+            kept = sum(item.nbytes for item in row.passed if item.made < at <= item.end)
+            activations, gathered, gradients = found[index - 1].saved
+            found[index - 1].saved = (activations + kept, gathered, gradients)
     return found
 
 
@@ -345,9 +349,9 @@ class _Assembly:
     def _reduce_peak(self) -> None:
         live = peak = 0
         for block in reversed(self.blocks):
-            for made, freed in block.reduce_allocates:
+            for made, freed, scratch in block.reduce_allocates:
                 live += made
-                peak = max(peak, live)
+                peak = max(peak, live + scratch)
                 live -= freed
         self.piece.reduce_peak = peak
 

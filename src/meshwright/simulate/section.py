@@ -49,6 +49,7 @@ class SectionRun:
     collectives: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     peak: tuple[int, int, int] = (0, 0, 0)
     peak_at: str = ""
+    peak_source: str = ""
     leaving: dict[str, Held] = field(default_factory=dict)
     tasks: list[Task] = field(default_factory=list)
 
@@ -124,6 +125,7 @@ def run_section(
         if total + scratch > peak:
             peak = total + scratch
             run.peak, run.peak_at = (live[0] + scratch, live[1], live[2]), op.name
+            run.peak_source = str(op.source)
         if detail:
             run.tasks.append(Task(op.name, queue, seconds, total + scratch))
         for storage in frees[index]:

@@ -270,8 +270,9 @@ class _Staged:
             if self.detail and seconds:
                 end = clock.now_s + seconds
                 events.append(Event("optimizer", "compute", clock.now_s, end, stage))
-            clock.now_s += seconds + self.executor.step_overhead_s
-            clock.compute_s += seconds
+            loop_s = self.costs.step_overhead(self.microbatches)
+            clock.now_s += seconds + loop_s + self.executor.step_overhead_s
+            clock.compute_s += seconds + loop_s
             clock.stall("overhead", self.executor.step_overhead_s)
             total += seconds
         return total / len(clocks)
@@ -383,6 +384,7 @@ class _Staged:
                 state += (
                     value.numel * 4 * (1 + cost.states) if mixed else value.nbytes * cost.states
                 )
+                state += value.numel * 4 if mixed and self.executor.master_gradients else 0
         positions = [p for piece in held for p in range(piece.start, piece.stop)]
         constants = {values[name].storage for name in self.lowered.constants.values()}
         always = {

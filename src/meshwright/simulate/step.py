@@ -1,4 +1,6 @@
-"""Simulates one step of one device from its lowered program.
+"""Simulates one step, here one device's, op by op, as this project's runtime runs it on CPUs.
+
+Stages, recomputation, overlap and accelerators are for `staged.py`.
 
 A step is: gather; for each microbatch forward and backward; reduce; clip;
 optimizer. Every microbatch takes the same time. Memory peaks in the second
@@ -56,7 +58,9 @@ def simulate(
         raise UsageError(f"a step of {microbatches} microbatches", "Use at least one microbatch.")
     table = costs or table_for(cluster)
     stages = pipeline.stages if pipeline else 1
-    if stages == 1 and recompute == "none" and not stands_for and executor == OWN:
+    on_cpu = all(profile.device == "cpu" for profile in table.profiles)
+    as_it_runs = recompute == "none" and not stands_for and executor == OWN
+    if stages == 1 and on_cpu and as_it_runs:
         return _Step(lowered, table, microbatches, optimizer, memory_curve).run()
     return simulate_staged(
         lowered, table, microbatches=microbatches, optimizer=optimizer, pipeline=pipeline,
@@ -85,7 +89,7 @@ class _Step:
         self.collectives: dict[tuple[str, str], tuple[int, int]] = {}
         self.peak_bytes = -1
         self.peak: dict[str, int] = {}
-        self.peak_at = ""
+        self.peak_at = self.peak_source = ""
         self.queues = Queues()
         self.curve: list[MemoryPoint] = []
         held = persistent_bytes(lowered.parameters, lowered.buffers, self.values, optimizer)
@@ -164,6 +168,9 @@ class _Step:
             flops=self.flops,
             events=tuple(self.queues.events) if self.detail else (),
             curve=tuple(self.curve),
+            peak_source=self.peak_source,
+            exposed_communication_s=self.communication_s,
+            stalls={"collectives": self.communication_s} if self.communication_s else {},
         )
 
     def _section(
@@ -202,7 +209,7 @@ class _Step:
         peak = dict(zip(KINDS, part.peak, strict=True))
         peak["gathered"] += gathered
         peak["gradients"] += accumulators
-        self._see_peak(f"{label}: {part.peak_at}", peak)
+        self._see_peak(f"{label}: {part.peak_at}", peak, part.peak_source)
         if not self.detail:
             return
         around = self.always_bytes + gathered + accumulators
@@ -224,10 +231,10 @@ class _Step:
         self.queues.place(name, queue, seconds)
         self.curve.append(MemoryPoint(name, live_bytes))
 
-    def _see_peak(self, label: str, parts: dict[str, int]) -> None:
+    def _see_peak(self, label: str, parts: dict[str, int], source: str = "") -> None:
         total = self.always_bytes + sum(parts.values())
         if total > self.peak_bytes:
-            self.peak_bytes, self.peak_at = total, label
+            self.peak_bytes, self.peak_at, self.peak_source = total, label, source
             self.peak = {**self.always, **parts}
 
     def _optimizer_step(self, gradient_bytes: int) -> float:
