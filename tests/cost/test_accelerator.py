@@ -188,6 +188,19 @@ def test_nothing_is_faster_than_its_bytes_or_free(
     assert op_time(more, values, profile).seconds > time.seconds
 
 
+def test_softmax_reads_long_rows_again_where_the_cache_is_small() -> None:
+    def slowdown(kind: str, columns: int) -> float:
+        op, values = case("aten._log_softmax.default", [(8192, columns)], (8192, columns))
+        profile = builtin_profile(kind)
+        rate = profile.memory_bytes_per_s * CONSTANTS.memory_efficiency
+        rate *= CONSTANTS.reduction_efficiency
+        return op_time(op, values, profile).seconds / (op_bytes(op, values) / rate)
+
+    assert slowdown("v100-32g", 1024) == pytest.approx(1, abs=0.1)
+    assert slowdown("v100-32g", 50368) > 1.5
+    assert slowdown("h100-sxm", 50368) == pytest.approx(1, abs=0.1)
+
+
 def test_views_cost_the_host_alone() -> None:
     op, values = case("aten.view.default", [(1000, 1000)], (10**6,))
     values["r0"] = Value("r0", (10**6,), "bfloat16", "a0")

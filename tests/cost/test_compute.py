@@ -102,6 +102,20 @@ def test_lookups_read_the_rows_alone() -> None:
     assert op_bytes(op, values) == 4 * 4096
 
 
+def test_operands_that_are_picked_from_or_lend_their_shape_are_not_read_whole() -> None:
+    rows, classes = 64, 1000
+    full = 4 * rows * classes
+    for target in ("aten.nll_loss_forward.default", "mesh.nll_loss"):
+        op, values = case(target, [(rows, classes), (rows,)], ())
+        assert op_bytes(op, values) == 2 * 4 * rows + 4
+    op, values = case(
+        "aten.nll_loss_backward.default", [(), (rows, classes), (rows,)], (rows, classes)
+    )
+    assert op_bytes(op, values) == full + 4 * rows + 4
+    op, values = case("aten.avg_pool2d_backward.default", [(4, 8, 8), (4, 16, 16)], (4, 16, 16))
+    assert op_bytes(op, values) == 4 * (256 + 1024)
+
+
 def test_time_of_memory_bound_ops() -> None:
     op, values = case("aten.add.Tensor", [(1000, 1000)] * 2, (1000, 1000))
     assert op_seconds(op, values, profile()) == pytest.approx(1e-6 + 12e6 / 1e10)

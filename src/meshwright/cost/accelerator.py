@@ -41,9 +41,18 @@ _PASSES: Mapping[str, float] = {
     "_fft_c2r": 2.0,
 }
 
-# Rows longer than this don't stay in registers between softmax's passes over them (PyTorch's
-# persistent softmax ends there).
+# Softmaxes and how often they read one operand again, with rows longer than stay in registers
+# between the passes over them (PyTorch's persistent softmax ends at 1024).
 _PERSISTENT_ROW = 1024
+_READ_AGAIN: Mapping[str, int] = {
+    "_softmax": 2,
+    "_log_softmax": 2,
+    "softmax": 2,
+    "log_softmax": 2,
+    "_safe_softmax": 2,
+    "_softmax_backward_data": 2,
+    "_log_softmax_backward_data": 1,
+}
 
 # Kernels of ops that launch more than one.
 _KERNELS: Mapping[str, int] = {
@@ -99,7 +108,9 @@ def device_time(
         rate = _plain_rate(op, values, hardware, constants)
         work_s = max(flops / rate, memory_seconds(max(nbytes, counted_bytes), hardware, constants))
         return DeviceTime(launches * constants.kernel_launch_s + work_s, launches, launches)
-    moved_s = memory_seconds(nbytes * _passes(name, op, values), hardware, constants, family)
+    nbytes = nbytes * _PASSES.get(name.removesuffix("_"), 1.0)
+    nbytes += _read_again(name, op, values, hardware)
+    moved_s = memory_seconds(nbytes, hardware, constants, family)
     work = _WORK.get(family)
     count = _KERNELS.get(name, 1)
     if work is None:
@@ -120,14 +131,18 @@ def memory_seconds(
     return nbytes / rate
 
 
-def _passes(name: str, op: Op, values: Mapping[str, Value]) -> float:
-    plain = name.removesuffix("_")
-    if plain in ("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"):
-        # The largest element, the sum and the result each read the row.
-        source = values[next(op.operands())]
-        long = bool(source.shape) and source.shape[-1] > _PERSISTENT_ROW
-        return 2.0 if long else 1.0
-    return _PASSES.get(plain, 1.0)
+def _read_again(name: str, op: Op, values: Mapping[str, Value], hardware: Hardware) -> float:
+    """Bytes that softmaxes over long rows read again because no cache has held them.
+
+    All multiprocessors work on rows of their own, two at a time.
+    """
+    times = _READ_AGAIN.get(name.removesuffix("_"), 0)
+    source = values[next(op.operands())] if times else None
+    if source is None or not source.shape or source.shape[-1] <= _PERSISTENT_ROW:
+        return 0.0
+    in_work = 2 * hardware.units * source.nbytes * source.shape[-1] / max(source.numel, 1)
+    missed = max(0.0, 1 - hardware.l2_bytes / in_work)
+    return times * source.nbytes * missed
 
 
 def _matmul(

@@ -16,8 +16,9 @@ from meshwright.cost.flops import is_causal, op_flops
 from meshwright.cost.hardware import PLAIN, Kernels, hardware_of
 from meshwright.cost.opaque import counted
 from meshwright.cost.terms import Work, work_of
+from meshwright.cost.traffic import op_bytes
 from meshwright.errors import RuleError
-from meshwright.program.types import Op, Value, refs
+from meshwright.program.types import Op, Value
 
 __all__ = [
     "OpTime",
@@ -33,15 +34,6 @@ __all__ = [
 _VIEW_RATE = 3.0
 
 _CPU_KEY_BLOCK = 512
-
-# These read as much of their first operand as they write.
-ROW_READERS = frozenset(
-    {
-        "embedding", "gather", "index", "index_select", "take", "take_along_dim", "_unsafe_index",
-        "masked_select", "_unsafe_masked_index", "_embedding_bag", "_embedding_bag_forward_only",
-        "slice_copy", "select_copy", "embedding_rows", "take_held", "gather_held", "select_held",
-    }
-)  # fmt: skip
 
 
 class OpTime(NamedTuple):
@@ -158,33 +150,6 @@ def host_seconds(ops: float, profile: Profile, constants: Constants | None = Non
     if hardware_of(profile) is None:
         return 0.0
     return ops * (constants or default_constants()).host_launch_s
-
-
-def op_bytes(op: Op, values: Mapping[str, Value]) -> int:
-    """Bytes that an op reads and writes, its operands counted once each.
-
-    An expanded operand counts as the memory behind it.
-    """
-    name = op.target.split(".")[1] if "." in op.target else op.target
-    results = sum(values[item].nbytes for item in op.results if item is not None)
-    if name.startswith(("empty", "new_empty")):
-        return 0
-    if family_of(op.target) == "factory":
-        return results  # the operand of a *_like op lends its shape alone
-    total = results
-    seen: set[str] = set()
-    for operand in op.operands():
-        if operand in seen:
-            continue
-        seen.add(operand)
-        value = values[operand]
-        owner = values.get(value.storage, value)
-        total += min(value.nbytes, owner.nbytes)
-    if name in ROW_READERS and op.args:
-        table = next(iter(refs(op.args[0])), None)
-        if table is not None:
-            total -= max(values[table].nbytes - results, 0)
-    return max(total, results)
 
 
 def _compute_seconds(flops: float, rate: float, profile: Profile) -> float:

@@ -16,8 +16,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from meshwright.cost.compute import ROW_READERS, only_renames
+from meshwright.cost.compute import only_renames
 from meshwright.cost.families import family_of
+from meshwright.cost.traffic import reads
 from meshwright.program.types import Op, Value
 
 _EVERYWHERE = frozenset({"pointwise", "transcendental", "factory", "random", "copy"})
@@ -136,16 +137,11 @@ class _Fusion:
         group.direction = group.direction or direction
         group.ops.append(index)
         self.group_of_op[index] = number
-        for position, name in enumerate(operands):
-            value = values[name]
-            if value.storage in group.makes or family_of(op.target) == "factory":
-                continue
-            owner = values.get(value.storage, value)
-            nbytes = min(value.nbytes, owner.nbytes)
-            if position == 0 and _name(op) in ROW_READERS:
-                nbytes = min(nbytes, sum(values[item].nbytes for item in made))
-            group.reads[value.storage] = max(group.reads.get(value.storage, 0), nbytes)
-            self.readers[value.storage] = number
+        for name, nbytes in reads(op, values).items():
+            storage = values[name].storage
+            if storage not in group.makes:
+                group.reads[storage] = max(group.reads.get(storage, 0), nbytes)
+                self.readers[storage] = number
         for name in made:
             self.level[name] = group.level
             if values[name].storage == name or values[name].storage in group.makes:
@@ -268,9 +264,11 @@ def _name(op: Op) -> str:
 
 def _direction(op: Op, values: Mapping[str, Value]) -> Literal["any", "rows", "columns", "never"]:
     """Along what an op reduces, if it does; `never` where it runs in a kernel of its own."""
+    family, name = family_of(op.target), _name(op).removesuffix("_")
+    if name == "nll_loss_backward":  # one element of each row, elsewhere zeros
+        return "any"
     if not op.target.startswith("aten."):
         return "never"
-    family, name = family_of(op.target), _name(op).removesuffix("_")
     if family in _EVERYWHERE or name in _GATHERS:
         return "any"
     if name in _ROW_NORMS:

@@ -24,10 +24,10 @@ class Hardware:
 
     units: the multiprocessors that a kernel's tiles are spread over. peaks:
     dense FLOP/s by dtype; float32 is without TF32, which is `tf32`.
-    special_per_s: exponentials a second. sustained: part of the stated clock
-    that its power lets it hold in matrix work, beside the board that the
-    constants of its architecture were fitted on; power grows with the cube of
-    the clock, since voltage rises with it.
+    special_per_s: exponentials a second. l2_bytes: the cache of all units.
+    sustained: part of the stated clock that its power lets it hold in matrix
+    work, beside the board that the constants of its architecture were fitted
+    on; power grows with the cube of the clock, since voltage rises with it.
     """
 
     architecture: str | None
@@ -35,6 +35,7 @@ class Hardware:
     peaks: Mapping[str, float]
     memory_bytes_per_s: float
     special_per_s: float
+    l2_bytes: float = 0.0
     sustained: float = 1.0
 
     def peak(self, dtype: str) -> float:
@@ -86,5 +87,6 @@ def hardware_of(profile: Profile) -> Hardware | None:
         peaks={str(name): rate for name, rate in profile.peak_flops_by_dtype.items()},
         memory_bytes_per_s=profile.memory_bytes_per_s,
         special_per_s=profile.exponentials_per_s or units * clock_hz * _SPECIAL_PER_CLOCK,
+        l2_bytes=profile.l2_bytes or 0.0,
         sustained=sustained,
     )
