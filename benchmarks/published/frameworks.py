@@ -46,16 +46,19 @@ class Framework:
 
 
 _FUSED = Executor(
-    gradient_buffer=True, fused_optimizer=True, compiled=True, cached_allocator=True,
-    async_host=True,
+    gradient_buffer=True, master_gradients=True, keeps_sent=True, fused_optimizer=True,
+    compiled=True, cached_allocator=True, async_host=True,
 )  # fmt: skip
 
 MEGATRON_DEEPSPEED = Framework(
     name="Megatron-DeepSpeed",
     source="Megatron-LM's fused kernels (bias with GELU, scaling with mask and softmax, layer "
     "norm, Adam; Narayanan et al. 2021, 4.2) under DeepSpeed's pipeline engine, which sends and "
-    "receives between computing and reduces gradients after the last microbatch "
-    "(deepspeed.ai/tutorials/pipeline). fp16 and no ZeRO unless told otherwise, GPT-2's "
+    "receives between computing, keeps what it sent until the microbatch comes back "
+    "(deepspeed/runtime/pipe/engine.py, pipe_buffers) and reduces gradients after the last "
+    "microbatch (deepspeed.ai/tutorials/pipeline); gradients have a float32 copy beside the "
+    "optimizer's master weights (deepspeed/runtime/zero/stage_1_and_2.py). fp16 and "
+    "no ZeRO unless told otherwise, GPT-2's "
     "vocabulary padded to a multiple of 128 for each tensor part (megatron/arguments.py). Its "
     "bf16 optimizer sums and reduces gradients in float32 (deepspeed/runtime/bf16_optimizer.py).",
     executor=_FUSED,

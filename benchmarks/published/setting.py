@@ -23,6 +23,7 @@ def executor_for(settled: Settled) -> Executor:
         framework.executor,
         compiled=settled.compiled,
         master_weights=mixed,
+        master_gradients=framework.executor.master_gradients and mixed,
         gradient_dtype="float32" if in_float32 else None,
     )
 

@@ -20,9 +20,9 @@ class Executor:
     gradient_buffer: gradients have one buffer from the start of the step; ops add into
     it, and it is reduced in place. gradient_dtype: of added-up and reduced gradients,
     the parameter's where it is not given. master_weights: the optimizer keeps a float32
-    copy of parameters of 16 bits, and float32 states; master_gradients: and a float32 copy
-    of gradients of 16 bits. keeps_sent: what a stage sends on stays in its memory until the
-    microbatch comes back.
+    copy of parameters of 16 bits, and float32 states; master_gradients: gradients of 16
+    bits have a float32 copy in the optimizer, or stay beside float32 sums. keeps_sent:
+    what a stage sends on stays in its memory until the microbatch comes back.
     fused_optimizer: one pass over all parameters in place of op by op.
     compiled: chains of pointwise ops are one kernel each. cached_allocator: freed memory
     stays with the process, and pieces of it that fit nothing stay unused. async_host:

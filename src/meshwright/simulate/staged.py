@@ -165,9 +165,9 @@ class _Staged:
         compute_s = sum(task.seconds for task in tasks if task.role == "compute")
         seconds = sum(task.seconds for task in tasks)
         beside = any(task.role in roles for task in tasks)
-        in_line = sum(task.seconds for task in tasks if task.role not in roles)
-        stretch = max(0.0, sum(work.host_s for work in works) - in_line)
-        return Timed(tuple(tasks), seconds + stretch, compute_s, beside, stretch)
+        host_s = sum(work.host_s for work in works)
+        waiting_s = max(0.0, host_s - seconds)
+        return Timed(tuple(tasks), seconds + waiting_s, compute_s, beside, waiting_s, host_s)
 
     def _buckets(self, piece: Piece) -> list[tuple[Task, ...]]:
         """Collectives of gradients of once a step, after the block that completes each."""
@@ -314,9 +314,11 @@ class _Staged:
         """The norm: a stage's part of its compute, and the collectives of all axes."""
         whole = self._whole_gradients
         share = self._stepped_gradients(stage, own_dtype=True) / whole if whole else 0.0
+        launch_s = self.costs.streaming(1)
         for task in self.row.costed.clip.tasks:
-            if not task.kind:
-                task = task._replace(seconds=task.seconds * share)
+            if not task.kind and share != 1:
+                fixed_s = min(task.seconds, launch_s)
+                task = task._replace(seconds=fixed_s + (task.seconds - fixed_s) * share)
             self._in_line(clock, task, "collectives", stage, events)
         if self.stages > 1:
             seconds = self.costs.collective("all_reduce", self.stages, self.stride, 4)
@@ -384,7 +386,10 @@ class _Staged:
                 state += (
                     value.numel * 4 * (1 + cost.states) if mixed else value.nbytes * cost.states
                 )
-                state += value.numel * 4 if mixed and self.executor.master_gradients else 0
+                if mixed and self.executor.master_gradients and not self.executor.gradient_dtype:
+                    state += value.numel * 4
+        if self.executor.master_gradients and self.executor.gradient_dtype:
+            state += sum(nbytes for piece in held for nbytes in piece.gradients)
         positions = [p for piece in held for p in range(piece.start, piece.stop)]
         constants = {values[name].storage for name in self.lowered.constants.values()}
         always = {
