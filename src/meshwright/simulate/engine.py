@@ -20,14 +20,16 @@ from meshwright.simulate.types import Event
 class Timed(NamedTuple):
     """A turn's tasks for the engine. `beside`: with some that run beside compute.
 
-    stretch_s: what the host takes longer to issue it than the device to run it.
+    seconds: of all in line, `waiting_s` included: what the host takes longer to issue
+    them than the device to run them. host_s: all that the host takes.
     """
 
     tasks: tuple[Task, ...]
     seconds: float
     compute_s: float
     beside: bool
-    stretch_s: float
+    waiting_s: float
+    host_s: float
 
 
 @dataclass(slots=True)
@@ -125,10 +127,10 @@ class Engine:
             end = self._beside(stage, at, begin, work)
         else:
             end = begin + work.seconds
-            clock.stall("collectives", work.seconds - work.compute_s - work.stretch_s)
-            clock.communication_s += work.seconds - work.compute_s - work.stretch_s
+            clock.stall("collectives", work.seconds - work.compute_s - work.waiting_s)
+            clock.stall("launches", work.waiting_s)
+            clock.communication_s += work.seconds - work.compute_s - work.waiting_s
         clock.compute_s += work.compute_s
-        clock.stall("launches", work.stretch_s)
         if self.detail:
             self.events.append(Event(_label(turn), "compute", begin, end, stage))
         clock.turns.append((turn, begin, end))
@@ -163,14 +165,13 @@ class Engine:
     def _beside(self, stage: int, at: int, begin: float, work: Timed) -> float:
         """Run a turn of which some tasks go beside its compute; returns when it ends."""
         clock, now = self.clocks[stage], begin
-        stretch = 1 + work.stretch_s / work.compute_s if work.compute_s else 1.0
         gathers = [task for task in work.tasks if task.role == "gather"]
         ahead = 0
         if not clock.fetched and gathers:
             clock.fetched.append(self._queue(stage, gathers[0], max(clock.asked_s, 0.0)))
         for task in work.tasks:
             if task.role == "compute":
-                now += task.seconds * stretch
+                now += task.seconds
             elif task.role == "gather":
                 ready = clock.fetched.pop(0)
                 if ready > now:
@@ -195,7 +196,9 @@ class Engine:
                 if self.detail:
                     self.events.append(Event(task.kind, task.axis, now, end, stage))
                 now = end
-        return now
+        issued = max(now, begin + work.host_s)
+        clock.stall("launches", issued - now)
+        return issued
 
     def _next(self, stage: int, at: int) -> Task | None:
         """The first gather of the stage's next turn, which is asked for ahead."""
