@@ -29,7 +29,7 @@ def engine(
 
     def timed(stage: int, turn: Turn) -> Timed:
         took = seconds[turn.phase, turn.chunk * pipeline.stages + stage]
-        return Timed((Task("compute", took),), took, took, False, 0.0)
+        return Timed((Task("compute", took),), took, took, False, 0.0, 0.0)
 
     made = Engine(
         schedule(pipeline, microbatches), pipeline.pieces, timed, lambda piece, forward: transfer_s,

@@ -116,12 +116,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Costed:
+    """`clip`: tasks of the global norm, and whether each reads the gradients."""
+
     lowered: LoweredProgram
     costs: CostTable
     segments: Segments
     blocks: tuple[Block, ...]
     traffic: Traffic
-    clip: Work
+    clip: tuple[tuple[Task, bool], ...]
 
 
 _kept: OrderedDict[tuple[object, ...], tuple[weakref.ref[LoweredProgram], Costed]] = OrderedDict()
@@ -209,10 +211,14 @@ class _Costing:
                 item.nbytes for item in self.traffic.private[number] if item.storage in dropped
             )
         self._once_a_step()
-        clip = Work()
+        clip = []
         for op in lowered.clip.ops:
-            self._add(clip, op)
-        return Costed(lowered, self.costs, self.parts, tuple(self.blocks), self.traffic, clip)
+            alone = Work()
+            self._add(alone, op)
+            clip.append((alone.tasks[0], op.target == "mesh.sum_of_squares"))
+        return Costed(
+            lowered, self.costs, self.parts, tuple(self.blocks), self.traffic, tuple(clip)
+        )
 
     def _walk(
         self,

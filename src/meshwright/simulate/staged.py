@@ -315,8 +315,8 @@ class _Staged:
         whole = self._whole_gradients
         share = self._stepped_gradients(stage, own_dtype=True) / whole if whole else 0.0
         launch_s = self.costs.streaming(1)
-        for task in self.row.costed.clip.tasks:
-            if not task.kind and share != 1:
+        for task, reads in self.row.costed.clip:
+            if reads and share != 1:
                 fixed_s = min(task.seconds, launch_s)
                 task = task._replace(seconds=fixed_s + (task.seconds - fixed_s) * share)
             self._in_line(clock, task, "collectives", stage, events)
@@ -499,7 +499,7 @@ class _Staged:
             for nbytes in (piece.sends_forward, piece.sends_backward):
                 if nbytes and self.stages > 1:
                     count([Task("sync", 0.0, STAGE, "send", nbytes)], self.microbatches)
-        count(self.row.costed.clip.tasks, 1)
+        count([task for task, _ in self.row.costed.clip], 1)
         return tuple(
             Collective(kind=kind, axis=axis, count=number, bytes=nbytes)
             for (kind, axis), (number, nbytes) in sorted(found.items())
