@@ -222,3 +222,13 @@ def test_balanced_cuts_are_the_best_there_are(
     slowest, weight = cost(tuple(balanced(times, weights, pieces)))
     assert slowest == pytest.approx(least)
     assert weight <= lightest
+
+
+def test_collectives_of_the_backward_beside_weight_gradients() -> None:
+    plain = run("tensor=4", "1x4:a100-80g")
+    beside = run("tensor=4", "1x4:a100-80g", executor=Executor(overlap_tensor=True))
+    hidden = plain.stalls["collectives"] - beside.stalls["collectives"]
+    # Of each layer's four all_reduces the backward has two, each before it can go on.
+    assert 0 < hidden <= plain.stalls["collectives"] / 2
+    assert beside.compute_s == pytest.approx(plain.compute_s)
+    assert beside.collectives == plain.collectives

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.program.types import ITEM_BYTES, Op
 from meshwright.simulate.attention_core import attention_cores
+from meshwright.simulate.beside import hidden_seconds
 from meshwright.simulate.section import ACTIVATIONS, GATHERED, GRADIENTS
 from meshwright.simulate.segments import GATHERING, REDUCTION, Segments, segments
 from meshwright.simulate.traffic import Traffic, traffic
@@ -88,6 +89,7 @@ class Footprint:
 class Block:
     """One segment. `inputs` of the backward lead to other segments' gradients, `weights`
     to parameters' alone. saved: what its forward makes for its own backward alone.
+    hidden_s: of the collectives of `inputs` what can run beside `weights`.
     core: the tasks of attention from scores to their weighted sum, core_saved what of
     `saved` lies in there. accumulated: bytes of gradients that are added up over
     microbatches, and of one element."""
@@ -98,6 +100,7 @@ class Block:
     inputs: Work = field(default_factory=Work)
     weights: Work = field(default_factory=Work)
     core: Work = field(default_factory=Work)
+    hidden_s: float = 0.0
     forward_memory: Footprint = field(default_factory=Footprint)
     backward_memory: Footprint = field(default_factory=Footprint)
     saved: Bytes = (0, 0, 0)
@@ -178,6 +181,7 @@ class _Costing:
     ) -> None:
         self.lowered, self.costs, self.parts = lowered, costs, parts
         self.operands = parts.operands
+        self.op_s: dict[str, float] = {}
         self.kernels = self._fuse() if compiled else {}
         self.values = lowered.values
         self.blocks = [
@@ -203,6 +207,7 @@ class _Costing:
             for item in self.traffic.private[number]:
                 kept[GATHERED if item.derived else ACTIVATIONS] += item.nbytes
             block.saved = (kept[0], kept[1], kept[2])
+            block.hidden_s = self._hidden(number)
             core, inner = attention_cores(self.parts.forward[number])
             for op in core:
                 self._add(block.core, op)
@@ -310,6 +315,15 @@ class _Costing:
                     found[op.name] = kernel
         return found
 
+    def _hidden(self, number: int) -> float:
+        apart = (GATHERING, REDUCTION)
+        ops = [op for op in self.parts.backward[number] if op.source.module not in apart]
+        collectives = {op.name for op in ops if family_of(op.target) == "collective"}
+        if not collectives:
+            return 0.0
+        leads = self.traffic.to_weights
+        return hidden_seconds(ops, self.operands, self.op_s, collectives, leads)
+
     def _once_a_step(self) -> None:
         """Gathers and reductions of once a step, with the block of their parameter."""
         lowered, values = self.lowered, self.values
@@ -376,12 +390,15 @@ class _Costing:
         """Cost one op into `work`; returns its family."""
         names = self.operands[op.name]
         if op.target.startswith("mesh.") and family_of(op.target) == "collective":
-            work.add(self._collective(op, names, role))
+            task = self._collective(op, names, role)
+            work.add(task)
+            self.op_s[op.name] = task.seconds
             return "collective"
         plain = self.costs.op(op, names, self.values)
         kernel = self.kernels.get(op.name)
         cost = plain if kernel is None else self.costs.fused(kernel)
         work.add(Task("compute", cost.seconds), plain.flops, cost.host_s)
+        self.op_s[op.name] = cost.seconds
         return plain.family
 
     def _collective(self, op: Op, names: tuple[str, ...], role: str) -> Task:
@@ -394,21 +411,12 @@ class _Costing:
             if kind == "halo"
             else sum(values[name].nbytes for name in payload)
         )
-        seconds = self.costs.collective(kind, mesh.extent(axis), mesh.stride(axis), nbytes)
+        extent = mesh.extent(axis)
+        seconds = self.costs.collective(kind, extent, mesh.stride(axis), nbytes)
+        seconds += self.costs.rearranging(op, values, extent)
         source = op.source.module
         role = role or {GATHERING: "gather", REDUCTION: "reduce"}.get(source, "sync")
         return Task(role, seconds, axis, kind, nbytes, ITEM_BYTES[values[payload[0]].dtype])
 
     def _storages(self, names: Iterable[str]) -> set[str]:
         return {self.values[name].storage for name in names}
-
-
-def payload_of(works: Iterable[tuple[Work, int]]) -> Mapping[tuple[str, str], tuple[int, int]]:
-    """Collectives by (kind, axis): how many and their bytes, each work so many times."""
-    found: dict[tuple[str, str], tuple[int, int]] = {}
-    for work, times in works:
-        for task in work.tasks:
-            if task.kind:
-                count, nbytes = found.get((task.kind, task.axis), (0, 0))
-                found[task.kind, task.axis] = (count + times, nbytes + times * task.nbytes)
-    return found

@@ -209,7 +209,7 @@ class _Assembly:
             piece.largest_gather = max(piece.largest_gather, block.gathered_bytes)
         for block in reversed(self.blocks):
             again = self.again(block)
-            works = [block.inputs]
+            works = [self._beside_weights(block)]
             if again is not None:
                 gathers_anew = any(
                     task.role == "gather" for task in (*block.inputs.tasks, *block.weights.tasks)
@@ -225,6 +225,22 @@ class _Assembly:
         self._memory()
         self._reduce_peak()
         return piece
+
+    def _beside_weights(self, block: Block) -> Work:
+        """The backward's collectives as far as they do not run beside `weights`."""
+        whole = sum(task.seconds for task in block.inputs.tasks if task.role == "sync")
+        if not self.executor.overlap_tensor or not block.hidden_s or not whole:
+            return block.inputs
+        left = max(0.0, 1 - block.hidden_s / whole)
+        rest = Work(
+            [
+                task._replace(seconds=task.seconds * left) if task.role == "sync" else task
+                for task in block.inputs.tasks
+            ]
+        )
+        inputs = block.inputs
+        rest.compute_s, rest.host_s, rest.flops = inputs.compute_s, inputs.host_s, inputs.flops
+        return rest
 
     def _gradient_itemsize(self, itemsize: int) -> int:
         given = self.executor.gradient_dtype

@@ -188,4 +188,6 @@ def _collective(
     )
     count, total = run.collectives.get((kind, axis), (0, 0))
     run.collectives[kind, axis] = (count + 1, total + nbytes)
-    return costs.collective(kind, mesh.extent(axis), mesh.stride(axis), nbytes)
+    extent = mesh.extent(axis)
+    moving_s = costs.rearranging(op, values, extent)
+    return moving_s + costs.collective(kind, extent, mesh.stride(axis), nbytes)

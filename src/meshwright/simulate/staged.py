@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from meshwright.cost.memory import optimizer_cost
 from meshwright.cost.table import CostTable
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import LoweredProgram, StoredParameter
 from meshwright.plan.types import STAGE, Collective, Pipeline, Recompute
-from meshwright.program.types import ITEM_BYTES
-from meshwright.simulate.blocks import Task, Work, costed
+from meshwright.simulate.blocks import Task, costed
+from meshwright.simulate.contents import Contents
 from meshwright.simulate.copies import Row, row
-from meshwright.simulate.device_memory import DeviceMemory
 from meshwright.simulate.engine import Clock, Engine, Timed
 from meshwright.simulate.executor import Executor
 from meshwright.simulate.pieces import Phase, Piece, boundaries, cuts_of, pieces
@@ -78,13 +76,22 @@ class _Staged:
         self.bounds = boundaries(made, pipeline, recompute)
         self.pieces = pieces(made, self.bounds, recompute, executor, self._recost)
         adding = cache(lambda nbytes: costs.streaming(3 * nbytes))
+        if executor.overlap_tensor and self.pipeline.schedule == "zb-h1":
+            raise UsageError(
+                "The schedule zb-h1 leaves weight gradients for later, so that no collective can "
+                "run beside them.",
+                "Use another schedule, or an executor without overlap_tensor.",
+            )
+        self.holds = Contents(
+            lowered, costs, made, self.pieces, self.stages, microbatches, optimizer, executor,
+            detail,
+        )  # fmt: skip
         self.accumulate_s = [
             0.0 if executor.gradient_buffer else sum(map(adding, piece.gradients))
             for piece in self.pieces
         ]
         self._transfers: dict[tuple[int, bool], float] = {}
         self._optimizer_s: dict[tuple[int, ...], float] = {}
-        self._stepped: dict[int, list[StoredParameter]] = {}
         self._whole_gradients = sum(
             lowered.values[item.gradient].nbytes
             for item in lowered.parameters
@@ -208,7 +215,7 @@ class _Staged:
 
     def _begin(self, stage: int, clock: Clock, events: list[Event]) -> None:
         """The batch is fetched, then parameters that are gathered once a step."""
-        nbytes = self._batch_bytes(stage)
+        nbytes = self.holds.batch_bytes(stage)
         if nbytes and any(profile.device != "cpu" for profile in self.costs.profiles):
             if all(self._has_host(profile.name) for profile in self.costs.profiles):
                 clock.now_s += self.costs.tier(nbytes, "host", "read")
@@ -218,7 +225,7 @@ class _Staged:
                 self.notes = [note]
         if self.executor.overlap_gathers:
             return
-        for piece in self._held(stage):
+        for piece in self.holds.pieces_of(stage):
             for tasks in piece.gather:
                 for task in tasks:
                     self._in_line(clock, task, "gathers", stage, events)
@@ -249,7 +256,7 @@ class _Staged:
                 clock.stall("gradient reduction", end - clock.now_s)
                 clock.now_s = end
                 continue
-            for piece in reversed(self._held(stage)):
+            for piece in reversed(self.holds.pieces_of(stage)):
                 for tasks in self._buckets(piece):
                     for task in tasks:
                         self._in_line(clock, task, "gradient reduction", stage, events)
@@ -261,12 +268,12 @@ class _Staged:
                 clock.now_s = together
         total = 0.0
         for stage, clock in enumerate(clocks):
-            stepped = self._parameters(stage)
+            stepped = self.holds.parameters(stage)
             if self.lowered.norm is not None:
                 self._clip(stage, clock, events)
             seconds = self._stepping(stepped)
             if self.lowered.norm is not None:
-                seconds += self.costs.streaming(2 * self._stepped_gradients(stage))
+                seconds += self.costs.streaming(2 * self.holds.gradient_bytes(stage))
             if self.detail and seconds:
                 end = clock.now_s + seconds
                 events.append(Event("optimizer", "compute", clock.now_s, end, stage))
@@ -289,14 +296,14 @@ class _Staged:
                 self.optimizer,
                 fused=self.executor.fused_optimizer,
                 master=self.executor.master_weights,
-                gradient_bytes=self._gradient_itemsize,
+                gradient_bytes=self.holds.gradient_itemsize,
             )
         return found
 
     def _share(self, clocks: Sequence[Clock]) -> None:
         """Gradients of parameters that several stages use are added up between them."""
         for item in self.row.returned:
-            first, last = self._stage_of(item.end), self._stage_of(item.made)
+            first, last = self.holds.stage_of(item.end), self.holds.stage_of(item.made)
             if not item.shared or first == last:
                 continue
             # Of two, each sends the other half of what it has, and then half of the sum.
@@ -313,7 +320,7 @@ class _Staged:
     def _clip(self, stage: int, clock: Clock, events: list[Event]) -> None:
         """The norm: a stage's part of its compute, and the collectives of all axes."""
         whole = self._whole_gradients
-        share = self._stepped_gradients(stage, own_dtype=True) / whole if whole else 0.0
+        share = self.holds.gradient_bytes(stage, own_dtype=True) / whole if whole else 0.0
         launch_s = self.costs.streaming(1)
         for task, reads in self.row.costed.clip:
             if reads and share != 1:
@@ -325,104 +332,12 @@ class _Staged:
             task = Task("sync", seconds, STAGE, "all_reduce", 4, 4)
             self._in_line(clock, task, "collectives", stage, events)
 
-    # What lies where
-
-    def _held(self, stage: int) -> list[Piece]:
-        return self.pieces[stage :: self.stages]
-
-    def _stage_of(self, position: int) -> int:
-        number = next(n for n, piece in enumerate(self.pieces) if position < piece.stop)
-        return number % self.stages
-
-    @property
-    def _gradient_itemsize(self) -> int | None:
-        given = self.executor.gradient_dtype
-        return ITEM_BYTES[given] if given else None
-
-    def _parameters(self, stage: int) -> list[StoredParameter]:
-        """Of all blocks of the stage; one that several of its blocks use counts once."""
-        if stage in self._stepped:
-            return self._stepped[stage]
-        found: dict[tuple[int, int], StoredParameter] = {}
-        for piece in self._held(stage):
-            for position in range(piece.start, piece.stop):
-                number, copy = self.row.instances[position]
-                for index in self.row.costed.blocks[number].parameters:
-                    found[index, copy] = self.lowered.parameters[index]
-        self._stepped[stage] = list(found.values())
-        return self._stepped[stage]
-
-    def _stepped_gradients(self, stage: int, own_dtype: bool = False) -> int:
-        """Bytes of gradients as the optimizer gets them."""
-        total = 0
-        for item in self._parameters(stage):
-            if item.gradient is not None:
-                value = self.lowered.values[item.gradient]
-                itemsize = None if own_dtype else self._gradient_itemsize
-                total += value.numel * (itemsize or ITEM_BYTES[value.dtype])
-        return total
-
-    def _batch_bytes(self, stage: int) -> int:
-        """The batch, all microbatches of it, where a block of the stage uses it."""
-        used: set[str] = set()
-        for piece in self._held(stage):
-            for position in range(piece.start, piece.stop):
-                used |= self.row.block(position).batch
-        return sum(self.lowered.values[name].nbytes for name in used) * self.microbatches
-
     # Results
 
-    def _memory(self, stage: int, clock: Clock) -> DeviceMemory:
-        values, held = self.lowered.values, self._held(stage)
-        stepped = self._parameters(stage)
-        cost = optimizer_cost(self.optimizer)
-        master = self.executor.master_weights
-        state = parameters = 0
-        for item in stepped:
-            value = values[item.value]
-            parameters += value.nbytes
-            if item.trainable and item.gradient is not None:
-                mixed = master and ITEM_BYTES[value.dtype] < 4 and cost.ops
-                state += (
-                    value.numel * 4 * (1 + cost.states) if mixed else value.nbytes * cost.states
-                )
-                if mixed and self.executor.master_gradients and not self.executor.gradient_dtype:
-                    state += value.numel * 4
-        if self.executor.master_gradients and self.executor.gradient_dtype:
-            state += sum(nbytes for piece in held for nbytes in piece.gradients)
-        positions = [p for piece in held for p in range(piece.start, piece.stop)]
-        constants = {values[name].storage for name in self.lowered.constants.values()}
-        always = {
-            "parameters": parameters,
-            "optimizer": state,
-            "buffers": sum(self.row.block(p).buffer_bytes for p in positions)
-            + sum(values[name].nbytes for name in constants if name in values),
-            "batch": self._batch_bytes(stage),
-        }
-        cached = self.executor.cached_allocator or any(
-            profile.device != "cpu" for profile in self.costs.profiles
-        )
-        unused = self.costs.constants.memory_fragmentation if cached else None
-        memory = DeviceMemory(always, self.executor.gradient_buffer, unused)
-        gathered = sum(piece.once_gathered for piece in held)
-        if self.executor.overlap_gathers:  # the next block's, while this one's are in use
-            gathered += max((piece.largest_gather for piece in held), default=0)
-        memory.turns(held, clock.turns, gathered, self.detail)
-        added = sum(piece.accumulated for piece in held)
-        if not self.executor.gradient_buffer:
-            peak = max((piece.reduce_peak for piece in held), default=0)
-            memory.see("reduce", "", "", (0, 0, added + peak), clock.now_s, False)
-        gradients = self._stepped_gradients(stage)
-        largest = max((values[item.value].nbytes for item in stepped if item.trainable), default=0)
-        scratch = 0 if self.executor.fused_optimizer else largest * cost.scratch
-        kept = max(gradients, added) if self.executor.gradient_buffer else gradients
-        memory.see("optimizer", "", "", (scratch, 0, kept), clock.now_s, self.detail)
-        return memory
-
     def _result(self, stage: int, clock: Clock) -> StageResult:
-        memory = self._memory(stage, clock)
+        memory = self.holds.memory(stage, clock)
         names = []
-        for piece in self._held(stage):
+        for piece in self.holds.pieces_of(stage):
             block, copy = self.row.instances[piece.start]
             name = self.row.costed.blocks[block].name
             names.append(f"{name}#{copy}" if copy else name)
@@ -490,7 +405,7 @@ class _Staged:
                     number, nbytes = found.get((task.kind, task.axis), (0, 0))
                     found[task.kind, task.axis] = number + times, nbytes + times * task.nbytes
 
-        for piece in self._held(stage):
+        for piece in self.holds.pieces_of(stage):
             for phase in (piece.forward, piece.inputs, piece.weights):
                 for tasks in phase.blocks:
                     count(tasks, self.microbatches)
@@ -504,6 +419,3 @@ class _Staged:
             Collective(kind=kind, axis=axis, count=number, bytes=nbytes)
             for (kind, axis), (number, nbytes) in sorted(found.items())
         )
-
-
-__all__ = ["Work", "simulate_staged"]
