@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import torch.distributed as dist
@@ -43,7 +44,7 @@ def run(payload: Mapping[str, Any]) -> dict[str, Any]:
     report({"stage": "memory and traces"})
     found = []
     for index, (task, job) in enumerate(jobs):
-        rows = traced_step(job, task.batch)
+        rows = traced_step(job, task.batch, median(prober.found.contention))
         held, peak = measured_step(job, task.batch)
         found.append(
             {

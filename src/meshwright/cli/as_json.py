@@ -8,8 +8,8 @@ from typing import Any
 from meshwright.plan.types import Collective, Plan, Prediction
 
 _FIGURES = {
-    "step_time_s", "peak_memory_bytes", "tokens_per_s", "mfu", "collectives", "compute_s",
-    "communication_s", "memory",
+    "step_time_s", "step_time_interval_s", "peak_memory_bytes", "tokens_per_s", "mfu",
+    "collectives", "compute_s", "communication_s", "memory",
 }  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def run_json(plan: Plan, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "collectives_equal": ordered(planned) == ordered(executed),
         "step_time_s": {
             "predicted": plan.predicted.step_time_s,
+            "interval": plan.predicted.step_time_interval_s,
             "measured": _largest(result["step_time_s"] for result in results),
         },
         "peak_memory_bytes": {

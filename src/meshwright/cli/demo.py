@@ -10,13 +10,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from meshwright.api import Model, one_device, optimizer_by_name, plan, simulate_plan
+from meshwright.api import (
+    Model,
+    one_device,
+    optimizer_by_name,
+    plan,
+    simulate_plan,
+    step_breakdown,
+)
 from meshwright.cli.demo_show import (
     show_candidates,
     show_checks,
     show_measured,
     write_page,
 )
+from meshwright.cli.step_rows import contention_of, step_rows
 from meshwright.cluster.profile_file import load_profile, save_profile
 from meshwright.cluster.types import Profile
 from meshwright.errors import RunError
@@ -74,7 +82,9 @@ def run_demo(
     saved_at = max(1, steps - SAVED_BEFORE_END)
     console.print(f"\nTraining {steps} steps on {processes} gloo processes\n")
     trained = _train(
-        payload | {"steps": steps, "save_at": [saved_at], "profile_step": min(5, steps - 1)},
+        payload
+        | {"steps": steps, "save_at": [saved_at], "profile_step": min(5, steps - 1),
+           "contention": contention_of(profile)},
         processes, run, steps, console,
     )  # fmt: skip
 
@@ -107,6 +117,8 @@ def run_demo(
             resumed_equal = resumed == trained["losses"][saved_at]
 
     summary = _summary(made, trained, alone, verified, resumed_equal, run)
+    expected = step_breakdown(task, made, profile=profile, model=model)
+    summary["rows"] = step_rows(expected, trained["results"])
     checks = _checks(summary, trained, alone, resumed, saved_at)
     _finish(run, summary, checks, made, simulation, trained, alone, profile, console)
     failed = [check for check in checks if not check.ok]
@@ -154,7 +166,8 @@ def _train(
             "meshwright.cli.workers:train", payload, processes, run,
             timeout_s=_RUN_LIMIT_S, progress=progress,
         )  # fmt: skip
-    first: dict[str, Any] = results[0]
+    first: dict[str, Any] = dict(results[0])
+    first["results"] = results
     # The slowest process sets the pace; the fullest one needs the memory.
     first["step_time_s"] = max(item["step_time_s"] for item in results)
     first["peak_memory_bytes"] = max(item["peak_memory_bytes"] for item in results)
@@ -184,7 +197,9 @@ def _summary(
         "collectives": {"planned": planned, "executed": trained["executed"]},
         "collectives_equal": _same(planned, trained["executed"]),
         "step_time_s": {
-            "predicted": made.predicted.step_time_s, "measured": trained["step_time_s"],
+            "predicted": made.predicted.step_time_s,
+            "interval": made.predicted.step_time_interval_s,
+            "measured": trained["step_time_s"],
         },
         "peak_memory_bytes": {
             "predicted": made.predicted.peak_memory_bytes,

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from meshwright.cli.step_rows import rows_view
 from meshwright.plan.text import nbytes, seconds
 from meshwright.plan.types import Collective, Plan, Prediction
 from meshwright.report.data import Check, Measured, MemoryPoint, ReportData
@@ -61,6 +62,8 @@ def show_measured(console: Console, summary: dict[str, Any]) -> None:
     ):
         predicted, measured = summary[key]["predicted"], summary[key]["measured"]
         table.add_row(name, show(predicted), show(measured), deviation(measured, predicted))
+        if within := summary[key].get("interval"):
+            table.add_row("  within the noise", f"{show(within[0])} to {show(within[1])}", "", "")
     counted = summary["collectives"]
     for item in counted["planned"]:
         ran = next(
@@ -74,6 +77,8 @@ def show_measured(console: Console, summary: dict[str, Any]) -> None:
         )  # fmt: skip
     console.print()
     console.print(table)
+    if summary.get("rows"):
+        console.print("\nWhere a step's time goes", rows_view(summary["rows"]), sep="\n")
 
 
 def show_checks(console: Console, checks: list[Check]) -> None:
@@ -110,6 +115,7 @@ def write_page(
                 * made.predicted.step_time_s
                 / step_s,
                 collectives=executed,
+                rows=summary.get("rows", ()),
             ),
             memory_curve=predicted_curve(simulation),
             measured_memory_curve=tuple(

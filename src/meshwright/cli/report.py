@@ -77,6 +77,7 @@ def run_data(run: Path) -> tuple[ReportData, list[str]]:
             peak_memory_bytes=summary["peak_memory_bytes"]["measured"] or 0,
             tokens_per_s=rate * plan.predicted.step_time_s / step_time_s if rate else None,
             collectives=summary["collectives"]["executed"],
+            rows=summary.get("rows", ()),
         )
     data = ReportData(
         title=f"{plan.model} on {plan.cluster}",

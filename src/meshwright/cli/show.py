@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from meshwright.plan.text import nbytes, seconds
+from meshwright.plan.text import interval, nbytes, seconds
 from meshwright.plan.types import Collective, Plan, Prediction
 from meshwright.report.units import deviation
 
@@ -66,7 +66,8 @@ def plan_view(plan: Plan) -> RenderableType:
         ("global batch", f"{plan.global_batch}{cut}"),
         (
             "step time",
-            f"{seconds(predicted.step_time_s)}: {seconds(predicted.compute_s)} computing, "
+            f"{seconds(predicted.step_time_s)}{interval(predicted)}: "
+            f"{seconds(predicted.compute_s)} computing, "
             f"{seconds(predicted.communication_s)} communicating",
         ),
         ("peak memory", f"{nbytes(predicted.peak_memory_bytes)} a device"),
@@ -178,6 +179,9 @@ def beside(summary: Mapping[str, Any]) -> RenderableType:
             "-" if measured is None else text(measured),
             "-" if measured is None else deviation(measured, predicted),
         )
+        within = summary[key].get("interval")
+        if within:
+            made.add_row("  within the noise", f"{text(within[0])} to {text(within[1])}", "", "")
     return made
 
 

@@ -60,6 +60,7 @@ def train(
     """Train by a plan on this machine's processes, or as one of torchrun's."""
     from meshwright.cli.prepare import Request, make_plan, prepare
     from meshwright.cli.prepare import learning_rate as rate_of
+    from meshwright.cli.step_rows import contention_of
     from meshwright.plan.check import check_executable
     from meshwright.plan.file import save_plan
 
@@ -98,6 +99,7 @@ def train(
             "save_last": True,
             "profile_step": min(_PROFILED_STEP, steps - 1),
             "device": "cpu" if prepared.local else None,
+            "contention": contention_of(prepared.profile),
         }
         results = _trained(payload, prepared, run, out)
         if is_first():
@@ -120,12 +122,15 @@ def _finish(
     made: Plan, prepared: Prepared, results: Sequence[dict[str, Any]], run: Path, out: Output
 ) -> None:
     """Write summary.json and report.html, and show what they say."""
-    from meshwright.api import simulate_plan
+    from meshwright.api import simulate_plan, step_breakdown
     from meshwright.cli.as_json import as_collectives, run_json
     from meshwright.cli.output import plain
     from meshwright.cli.report import predicted_curve, write_run_report
     from meshwright.cli.show import beside, collectives, heading, indented
+    from meshwright.cli.step_rows import rows_view, step_rows
 
+    expected = step_breakdown(prepared.task, made, profile=prepared.profile, model=prepared.model)
+    rows = step_rows(expected, results)
     first = results[0]
     summary = run_json(made, results) | {
         "first_step": first["first_step"] + 1,
@@ -135,6 +140,7 @@ def _finish(
         "run": str(run),
         "checkpoint": str(last_checkpoint(run)),
         "report": str(run / "report.html"),
+        "rows": rows,
     }
     simulation = simulate_plan(prepared.task, made, profile=prepared.profile, model=prepared.model)
     curves = {
@@ -150,6 +156,7 @@ def _finish(
             f"loss {summary['first_loss']:.4f} to {summary['last_loss']:.4f}"
         ),
         indented(beside(summary)),
+        *([heading("Where a step's time goes"), rows_view(rows)] if rows else []),
         heading("Collectives per device and step"),
         indented(
             collectives(

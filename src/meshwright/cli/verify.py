@@ -45,10 +45,11 @@ def verify(
 
     Exits with 5 when a number or a collective is not as it should be.
     """
-    from meshwright.api import check_comparable
+    from meshwright.api import check_comparable, step_breakdown
     from meshwright.cli.as_json import run_json
     from meshwright.cli.prepare import Request, make_plan, prepare
     from meshwright.cli.prepare import learning_rate as rate_of
+    from meshwright.cli.step_rows import contention_of, step_rows
     from meshwright.plan.check import check_executable
 
     with Output(json) as out, scratch_folder("verify") as folder:
@@ -72,6 +73,7 @@ def verify(
             "optimizer": prepared.optimizer,
             "learning_rate": rate,
             "device": "cpu" if prepared.local else None,
+            "contention": contention_of(prepared.profile),
         }
         with out.status("Starting processes") as update:
             results = run_workers(
@@ -81,7 +83,14 @@ def verify(
         if not is_first():
             return
         found = results[0]["comparison"] | run_json(made, results)
-        found |= {"steps": steps, "optimizer": prepared.optimizer}
+        expected = step_breakdown(
+            prepared.task, made, profile=prepared.profile, model=prepared.model
+        )
+        found |= {
+            "steps": steps,
+            "optimizer": prepared.optimizer,
+            "rows": step_rows(expected, results),
+        }
         _show(found, made.model, out)
         out.emit(found)
     wrong = _wrong(found)
@@ -97,6 +106,7 @@ def _show(found: Mapping[str, Any], name: str, out: Output) -> None:
 
     from meshwright.cli.as_json import as_collectives
     from meshwright.cli.show import beside, collectives, heading, indented, mesh_text, table
+    from meshwright.cli.step_rows import rows_view
 
     worst = table(
         "", "worst difference", "where", right=("worst difference",), wrap=("where",)
@@ -112,6 +122,7 @@ def _show(found: Mapping[str, Any], name: str, out: Output) -> None:
         indented(worst),
         heading("Predicted and measured"),
         indented(beside(found)),
+        *([heading("Where a step's time goes"), rows_view(found["rows"])] if found["rows"] else []),
         heading("Collectives per device and step"),
         indented(
             collectives(

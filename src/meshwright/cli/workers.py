@@ -38,7 +38,8 @@ def train(payload: Payload, progress: Callback = report) -> dict[str, Any]:
     payload: model, options, plan, steps, seed, optimizer, learning_rate, run,
     and optionally resume (a checkpoint), save_at (steps after which to save),
     save_every (so many steps), save_last, profile_step (a step to trace and
-    measure memory on, the first of this run being 0), device.
+    measure memory on, the first of this run being 0; the two after it are timed
+    op by op), contention (of the profile), device.
     """
     task, job = _job(payload)
     if payload.get("resume"):
@@ -47,6 +48,9 @@ def train(payload: Payload, progress: Callback = report) -> dict[str, Any]:
     batches = _Batches(task, payload["seed"])
     save_at, every = set(payload.get("save_at", ())), payload.get("save_every")
     profile_step = payload.get("profile_step")
+    # The steps after it are timed op by op.
+    traced = set() if profile_step is None else {profile_step + 1, profile_step + 2}
+    tracing = Tracing(job, payload.get("contention", 1.0))
     losses: list[float] = []
     seconds: list[float] = []
     early: list[float] = []
@@ -63,6 +67,8 @@ def train(payload: Payload, progress: Callback = report) -> dict[str, Any]:
                     job, batch, run / "trace.json" if job.comm.rank == 0 else None
                 )
                 metrics = peak.result
+            elif number - first in traced:
+                metrics = tracing.step(batch)
             else:
                 metrics = job.step(batch)
                 (seconds if number - first >= _WARM_UP else early).append(metrics.seconds)
@@ -90,6 +96,7 @@ def train(payload: Payload, progress: Callback = report) -> dict[str, Any]:
         "step_time_s": statistics.median(seconds or early[-1:]) if seconds or early else None,
         "peak_memory_bytes": held + peak.peak_bytes if peak else None,
         "memory_curve": _thin([(at, held + size) for at, size in peak.curve]) if peak else [],
+        "rows": tracing.rows,
         "executed": [c.model_dump() for c in executed],
         "optimizer_text": type(job.optimizer).__name__,
     }
@@ -99,7 +106,8 @@ def verify(payload: Payload, progress: Callback = report) -> dict[str, Any]:
     """Compare with one device over `steps` steps, then time and measure some more.
 
     payload: model, options, plan, steps, seed, optimizer, learning_rate, and
-    optionally measure (False leaves out timing and memory), device.
+    optionally measure (False leaves out timing and memory), contention (of the
+    profile), device.
     """
     plan = Plan.model_validate(payload["plan"])
     task, job = _job(payload)
@@ -125,7 +133,11 @@ def verify(payload: Payload, progress: Callback = report) -> dict[str, Any]:
         seconds.append(job.step(batch).seconds)
     executed = job.executed()
     held, peak = measured_step(job, batches[next(steps)])
+    tracing = Tracing(job, payload.get("contention", 1.0))
+    for _ in range(2):
+        tracing.step(batches[next(steps)])
     return found | {
+        "rows": tracing.rows,
         "executed": [c.model_dump() for c in executed],
         "step_time_s": statistics.median(seconds),
         "peak_memory_bytes": held + peak.peak_bytes,
@@ -167,17 +179,35 @@ def measured_step(job: Job, batch: Any, trace: Path | None = None) -> tuple[int,
         job.comm.pause_s = 0.0
 
 
-def traced_step(job: Job, batch: Any) -> dict[str, Spent]:
+class Tracing:
+    """Steps of a job timed op by op. The first one emits the timed code; `rows` are the last's."""
+
+    def __init__(self, job: Job, contention: float = 1.0) -> None:
+        self.rows: dict[str, Spent] = {}
+        self._job = job
+        self._contention = contention
+        self._trace = StepTrace(job.device.type)
+
+    def step(self, batch: Any) -> Metrics:
+        self._job.comm.trace = self._trace
+        self._trace.reset()
+        try:
+            with self._trace.optimizer(self._job.optimizer):
+                own = time.thread_time()
+                metrics = self._job.step(batch)
+                own = time.thread_time() - own
+        finally:
+            self._job.comm.trace = None
+        self.rows = self._trace.finish(metrics.seconds, own, self._contention)
+        return metrics
+
+
+def traced_step(job: Job, batch: Any, contention: float = 1.0) -> dict[str, Spent]:
     """Time by op family and collective of one step, the second of two that are traced."""
-    trace = StepTrace(job.device.type)
-    job.comm.trace = trace
-    try:
-        with trace.optimizer(job.optimizer):
-            job.step(batch)  # the timed code is emitted in this one
-            trace.reset()
-            return trace.finish(job.step(batch).seconds)
-    finally:
-        job.comm.trace = None
+    tracing = Tracing(job, contention)
+    tracing.step(batch)
+    tracing.step(batch)
+    return tracing.rows
 
 
 def state_bytes(job: Job) -> int:

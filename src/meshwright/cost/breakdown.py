@@ -86,7 +86,9 @@ def op_time(op: Op, lowered: LoweredProgram, costs: CostTable) -> float:
         sent_bytes(op, values) if kind == "halo" else sum(values[name].nbytes for name in names)
     )
     axis = str(_axis(op))
-    return costs.collective(kind, lowered.mesh.extent(axis), lowered.mesh.stride(axis), nbytes)
+    extent = lowered.mesh.extent(axis)
+    moving_s = costs.rearranging(op, values, extent)
+    return moving_s + costs.collective(kind, extent, lowered.mesh.stride(axis), nbytes)
 
 
 def _axis(op: Op) -> str | None:

@@ -19,6 +19,7 @@ from meshwright.cost.flops import op_flops
 from meshwright.cost.fusion import Fused
 from meshwright.cost.hardware import PLAIN, Kernels
 from meshwright.cost.memory import optimizer_seconds
+from meshwright.cost.scratch import rearranged_bytes
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import StoredParameter
 from meshwright.program.types import Op, Value
@@ -143,6 +144,13 @@ class CostTable:
             streaming_seconds(nbytes, profile, self.constants, launches)
             for profile in self.profiles
         )
+
+    def rearranging(self, op: Op, values: Mapping[str, Value], extent: int) -> float:
+        """Copying that this project's runtime does around a collective, where it was measured."""
+        if all(profile.fitted is None for profile in self.profiles):
+            return 0.0
+        moved = rearranged_bytes(op, values, extent)
+        return self.streaming(2 * moved) if moved else 0.0
 
     def step_overhead(self, microbatches: int) -> float:
         """What the step loop takes beside ops, as calibration timed it; else nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from meshwright.plan.types import Collective, ParameterPlan, Plan
+from meshwright.plan.types import Collective, ParameterPlan, Plan, Prediction
 
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 RESIDENCY_TEXT = {
@@ -24,7 +24,7 @@ def format_plan(plan: Plan) -> str:
         f"  mesh             {mesh}",
         f"  global batch     {plan.global_batch} in {plan.microbatches} "
         f"microbatch{'es' if plan.microbatches > 1 else ''}",
-        f"  step time        {seconds(predicted.step_time_s)} predicted "
+        f"  step time        {seconds(predicted.step_time_s)}{interval(predicted)} predicted "
         f"({seconds(predicted.compute_s)} compute, "
         f"{seconds(predicted.communication_s)} communication)",
         f"  peak memory      {nbytes(predicted.peak_memory_bytes)} a device",
@@ -129,6 +129,14 @@ def seconds(value: float) -> str:
     if value >= 1e-3:
         return f"{value * 1e3:.1f} ms"
     return f"{value * 1e6:.0f} µs"
+
+
+def interval(predicted: Prediction) -> str:
+    """As in ` (1.90 s to 2.31 s)`; empty where the machine's noise is not known."""
+    if predicted.step_time_interval_s is None:
+        return ""
+    low, high = predicted.step_time_interval_s
+    return f" ({seconds(low)} to {seconds(high)})"
 
 
 def nbytes(value: int) -> str:

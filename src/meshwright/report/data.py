@@ -9,6 +9,15 @@ from meshwright.plan.types import Collective, Plan, Record
 LossPoint = tuple[int, float]  # (step, loss)
 
 
+class TimeRow(Record):
+    """An op family or collective of a step that was timed op by op, in seconds of all of it."""
+
+    name: str
+    times: int
+    predicted_s: float
+    measured_s: float
+
+
 class Measured(Record):
     """What the run took, per step; memory is that of the fullest device."""
 
@@ -16,6 +25,7 @@ class Measured(Record):
     peak_memory_bytes: int
     tokens_per_s: float | None = None
     collectives: tuple[Collective, ...] = ()  # executed, per device and step
+    rows: tuple[TimeRow, ...] = ()  # the longest first
 
 
 class MemoryPoint(Record):

@@ -12,6 +12,7 @@ from meshwright.report import units
 from meshwright.report.charts import chart_data, folded, part_names
 from meshwright.report.data import LossPoint, ReportData
 from meshwright.report.tables import candidates, collectives, mesh_text, parameters
+from meshwright.report.times import time_rows, times_note
 
 RESIDENCY_MEANS = {
     "always": "replicated, always gathered",
@@ -27,6 +28,7 @@ class Number(NamedTuple):
     measured: str
     deviation: str
     level: str  # good, fair or poor: how near the prediction was; empty when unknown
+    within: str = ""  # the interval of the prediction, empty when unknown
 
 
 def view(data: ReportData) -> dict[str, Any]:
@@ -42,6 +44,8 @@ def view(data: ReportData) -> dict[str, Any]:
         "peak": _peak(data),
         "candidates": candidates(plan),
         "collectives": collectives(data),
+        "times": time_rows(data),
+        "times_note": times_note(data),
         "decisions": [(decision, _whole(decision)) for decision in plan.decisions],
         "parameters": parameters(plan.parameters),
         "residencies": _residencies(plan),
@@ -95,7 +99,12 @@ def key_numbers(data: ReportData) -> list[Number]:
         ("Computing", predicted.compute_s or None, None, units.duration),
         ("Communicating", predicted.communication_s or None, None, units.duration),
     ]
-    return [_number(*row) for row in rows if row[1] is not None or row[2] is not None]
+    numbers = [_number(*row) for row in rows if row[1] is not None or row[2] is not None]
+    if predicted.step_time_interval_s is not None:
+        low, high = predicted.step_time_interval_s
+        text = f"{units.duration(low)} to {units.duration(high)}"
+        numbers[0] = numbers[0]._replace(within=text)
+    return numbers
 
 
 def _number(

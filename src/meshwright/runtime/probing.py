@@ -44,6 +44,7 @@ _OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = 
 }
 _TENSOR_ELEMENTS = ((1 << 6, 16), (1 << 14, 8), (1 << 19, 3))  # elements, how many such tensors
 _TRAMPLED_BYTES = 3 << 19  # more than a core's own caches hold
+_SWEPT_BYTES = 8 << 20
 _MEET_EVERY = 20  # probes; a meeting takes milliseconds where processes share cores
 _WORK_SIZE = 160  # a product of so many rows and columns before each collective
 
@@ -67,6 +68,7 @@ class Prober:
         self._dtypes = list(dtype_probes(device))
         self._groups = self._communicators(hosts)
         self._trampled = torch.zeros(_TRAMPLED_BYTES // 4, device=device)
+        self._swept = torch.zeros(_SWEPT_BYTES // 4, device=device)
         self._work = torch.randn(_WORK_SIZE, _WORK_SIZE, device=device)
         own = device == "cpu" and self.threads == 1
         self._clock = time.thread_time if own else time.perf_counter
@@ -182,10 +184,11 @@ class Prober:
 
     def _loop(self, call: Callable[[], object], slice_s: float) -> float:
         """Seconds of work and `call` together, of the slowest process."""
-        work = self._work
+        work, trample = self._work, self._swept.add_
 
         def turn() -> None:
             torch.mm(work, work)
+            trample(1.0)  # what comes in meets memory that is in no cache
             call()
 
         turn()
