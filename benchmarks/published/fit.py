@@ -2,7 +2,7 @@
 
     python -m benchmarks.published.fit FILE.csv [--leave-one-source-out] [--write]
 
-Which rows are fitted on is decided by a hash of what they say (`summary.part_of`); only fully
+Which rows are fitted on, and which first, is decided by a hash of what they say (`summary.part_of`); only fully
 specified rows of A100 and H100 count. What is made small is the sum over rows of the absolute
 log of predicted over measured step time, huge errors counted less than in proportion, each
 source weighed by the square root of its number of rows. The constants move on a log scale and
@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.published.predict import Predicted, predict
 from benchmarks.published.rows import Row, read_rows
 from benchmarks.published.settle import Unpredictable, settle
-from benchmarks.published.summary import figures, part_of
+from benchmarks.published.summary import figures, hash_of, part_of
 
 import meshwright.cost.constants as constants_module
 from meshwright.cost.constants import Constants, default_constants
@@ -175,10 +175,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.published.fit")
     parser.add_argument("file", metavar="FILE.csv")
     parser.add_argument("--leave-one-source-out", action="store_true")
+    parser.add_argument("--rows", type=int, help="fit on so many rows, the first by their hash")
     parser.add_argument("--write", action="store_true", help="write constants.json")
     given = parser.parse_args(arguments)
     rows = rows_to_fit(read_rows(given.file)[0])
-    chosen = [row for row in rows if part_of(row) == "fit"]
+    chosen = sorted((row for row in rows if part_of(row) == "fit"), key=hash_of)[: given.rows]
     others = [row for row in rows if part_of(row) != "fit"]
 
     def say(text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.published.clusters import cluster_for
 from benchmarks.published.models import model_for, stands_for
 from benchmarks.published.rows import Row
-from benchmarks.published.setting import OPTIMIZER, executor_for, kernels_for
+from benchmarks.published.setting import OPTIMIZER, executor_for, kernels_for, process_bytes
 from benchmarks.published.settle import (
     Settled,
     Unpredictable,
@@ -53,7 +53,7 @@ class Predicted:
 
     @property
     def predicted_gib(self) -> float:
-        return (self.simulation.peak_memory_bytes + process_bytes(self.row)) / 2**30
+        return (self.simulation.peak_memory_bytes + process_bytes(self.settled)) / 2**30
 
     @property
     def step_error(self) -> float | None:
@@ -63,14 +63,6 @@ class Predicted:
     @property
     def memory_error(self) -> float | None:
         return self.predicted_gib / self.measured_gib - 1 if self.measured_gib else None
-
-
-_CONTEXT_BYTES = 1.5e9  # CUDA's context in a process, as the measurements' README has it
-
-
-def process_bytes(row: Row) -> float:
-    """What the figure counts beside PyTorch's own memory: nvidia-smi shows the whole process."""
-    return _CONTEXT_BYTES if "nvidia-smi" in row.notes.lower() else 0.0
 
 
 def predict(row: Row, constants: Constants | None = None) -> Predicted:

@@ -25,7 +25,6 @@ EIGHT_BIT = ("fp8", "bf16+fp8linear", "bf16+fp8 tensorwise")
 PURE = ("bf16-pure", "bf16-true")
 _LLAMA_MULTIPLE = 256  # of a Llama's inner width, 8/3 of the hidden size (Touvron et al. 2023)
 _ADAPTERS = re.compile(r"\b(q?lora|dora|adapter)\b", re.IGNORECASE)
-_SHARD_GROUP = re.compile(r"\bzero1=(\d+)\b")
 
 
 class Unpredictable(Exception):
@@ -34,10 +33,7 @@ class Unpredictable(Exception):
 
 @dataclass(frozen=True)
 class Settled:
-    """A row with nothing left open. `n` degrees multiply to `n_gpus`; `zero` is a ZeRO stage.
-
-    shard_group: over how many data-parallel devices the optimizer is cut, None for all of them.
-    """
+    """A row with nothing left open; `zero` is a ZeRO stage."""
 
     row: Row
     framework: Framework
@@ -52,7 +48,6 @@ class Settled:
     vpp: int
     sequence: bool
     zero: int
-    shard_group: int | None
     micro_batch: int
     microbatches: int
     recompute: str
@@ -111,7 +106,6 @@ def settle(row: Row) -> Settled:
         vpp=row.vpp or 1,
         sequence=sequence,
         zero=zero,
-        shard_group=_shard_group(row, dp),
         micro_batch=micro_batch,
         microbatches=microbatches,
         recompute=recompute,
@@ -159,6 +153,8 @@ def _refuse(row: Row) -> None:
         )
     if row.offload not in (None, "none"):
         raise Unpredictable(f"offload: {row.offload}; how it is overlapped is not stated")
+    if row.activation_recompute == "op":
+        raise Unpredictable("activation_recompute op: plans name none, selective and full alone")
     if row.ep not in (None, 1):
         raise Unpredictable(f"ep {row.ep} beside arch {row.arch}, which has no experts")
 
@@ -178,13 +174,6 @@ def _degrees(row: Row) -> tuple[int, int, int, int, int]:
     tp, cp, pp = (row.tp or 1), (row.cp or 1), (row.pp or 1)
     dp = row.dp or row.n_gpus // (tp * cp * pp)
     return row.n_gpus, dp, tp, cp, pp
-
-
-def _shard_group(row: Row, dp: int) -> int | None:
-    """InternLM shards its optimizer over groups of the data axis, and says so in the notes."""
-    found = _SHARD_GROUP.search(row.notes)
-    size = int(found[1]) if found else dp
-    return size if 1 < size < dp and dp % size == 0 else None
 
 
 def _dims(row: Row, framework: Framework, tp: int, precision: str, filler: _Filler) -> Dims:

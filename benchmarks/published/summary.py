@@ -15,8 +15,13 @@ PARTS = ("fit", "held-out")
 
 def part_of(row: Row) -> str:
     """`fit` or `held-out`, by a hash of all that the row says, so that no hand chooses."""
+    return PARTS[hash_of(row)[0] % 2]
+
+
+def hash_of(row: Row) -> bytes:
+    """Of all that the row says of the run and what was measured, wherever in a file it is."""
     said = "|".join(str(getattr(row, name)) for name in _SAID)
-    return PARTS[hashlib.sha256(said.encode()).digest()[0] % 2]
+    return hashlib.sha256(said.encode()).digest()
 
 
 _SAID = (
