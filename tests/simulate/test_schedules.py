@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meshwright.errors import UsageError
 from meshwright.plan.types import Pipeline, Schedule
-from meshwright.simulate.blocks import Task
+from meshwright.simulate.block import Task
 from meshwright.simulate.engine import Engine, Timed
 from meshwright.simulate.schedules import Turn, schedule
 

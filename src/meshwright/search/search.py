@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import NoPlanFits, StrategyError
+from meshwright.plan.types import STAGE
 from meshwright.search.named import candidate, name_of
 from meshwright.search.strategy import Strategy, factorisations, mesh_for, pipeline_of
 from meshwright.search.types import AnalysisFor, Candidate, Evaluate, Evaluated
@@ -101,9 +102,29 @@ def _counts(strategy: Strategy, global_batch: int) -> Iterator[int]:
             )
         yield strategy.microbatches
         return
+    if strategy.axes.get(STAGE, 1) > 1:
+        yield _for_stages(strategy, global_batch)
+        return
     yield 1
     if strategy.auto:
         yield from (count for count in (2, 4, 8, 16, 32) if global_batch % count == 0)
+
+
+def _for_stages(strategy: Strategy, global_batch: int) -> int:
+    """Up to four microbatches a stage, which leave it idle for less than a fifth of the step."""
+    stages, data = strategy.axes[STAGE], max(strategy.axes.get("data", 1), 1)
+    counts = [
+        count
+        for count in range(1, 4 * stages + 1)
+        if global_batch % (count * data) == 0 and (strategy.virtual == 1 or count % stages == 0)
+    ]
+    if not counts:
+        raise StrategyError(
+            f"A global batch of {global_batch} can't be cut into microbatches for {stages} stages "
+            f"over {data} devices of the data axis.",
+            "Use a global batch that is a multiple of both, or say microbatches=.",
+        )
+    return counts[-1]
 
 
 def _rank(item: Evaluated) -> tuple[bool, float, int, int]:

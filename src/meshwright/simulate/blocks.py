@@ -13,8 +13,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from meshwright.cost.families import Family, family_of
 from meshwright.cost.fusion import Fused, fuse
@@ -25,96 +24,15 @@ from meshwright.layout.lowered import LoweredProgram
 from meshwright.program.types import ITEM_BYTES, Op
 from meshwright.simulate.attention_core import attention_cores
 from meshwright.simulate.beside import hidden_seconds
+from meshwright.simulate.block import Block, Footprint, Task, Work
 from meshwright.simulate.section import ACTIVATIONS, GATHERED, GRADIENTS
 from meshwright.simulate.segments import GATHERING, REDUCTION, Segments, segments
 from meshwright.simulate.traffic import Traffic, traffic
-
-Bytes = tuple[int, int, int]  # activations, gathered parameters, gradients
 
 _COUNT_RESULTS = frozenset({"all_gather", "broadcast"})
 _CARRIES_PARAMETER = frozenset({"view", "copy", "collective"})
 _KEPT = 8
 _STRUCTURES_KEPT = 64
-
-
-class Task(NamedTuple):
-    """role: `compute`; `sync`, a collective that what follows needs; `gather` of a
-    parameter; `reduce` of a gradient. axis, kind, nbytes and itemsize, of one element, are of a
-    collective."""
-
-    role: str
-    seconds: float
-    axis: str = ""
-    kind: str = ""
-    nbytes: int = 0
-    itemsize: int = 0
-
-
-@dataclass(slots=True)
-class Work:
-    """Tasks of one phase of a segment, in order; neighbours that compute are one task.
-
-    host_s: in which the host issues them, at the same time.
-    """
-
-    tasks: list[Task] = field(default_factory=list)
-    compute_s: float = 0.0
-    communication_s: float = 0.0
-    host_s: float = 0.0
-    flops: float = 0.0
-
-    def add(self, task: Task, flops: float = 0.0, host_s: float = 0.0) -> None:
-        if task.role == "compute":
-            self.compute_s += task.seconds
-            self.host_s += host_s
-            self.flops += flops
-            if self.tasks and self.tasks[-1].role == "compute":
-                self.tasks[-1] = Task("compute", self.tasks[-1].seconds + task.seconds)
-                return
-        else:
-            self.communication_s += task.seconds
-        self.tasks.append(task)
-
-
-@dataclass(slots=True)
-class Footprint:
-    """peak: most memory above that at the start. net: memory at the end above the start."""
-
-    peak: Bytes = (0, 0, 0)
-    peak_op: Op | None = None
-    net: Bytes = (0, 0, 0)
-
-
-@dataclass(slots=True)
-class Block:
-    """One segment. `inputs` of the backward lead to other segments' gradients, `weights`
-    to parameters' alone. saved: what its forward makes for its own backward alone.
-    hidden_s: of the collectives of `inputs` what can run beside `weights`.
-    core: the tasks of attention from scores to their weighted sum, core_saved what of
-    `saved` lies in there. accumulated: bytes of gradients that are added up over
-    microbatches, and of one element."""
-
-    name: str
-    repeated: bool
-    forward: Work = field(default_factory=Work)
-    inputs: Work = field(default_factory=Work)
-    weights: Work = field(default_factory=Work)
-    core: Work = field(default_factory=Work)
-    hidden_s: float = 0.0
-    forward_memory: Footprint = field(default_factory=Footprint)
-    backward_memory: Footprint = field(default_factory=Footprint)
-    saved: Bytes = (0, 0, 0)
-    core_saved: int = 0
-    gathered_bytes: int = 0  # of one parameter after another, all that its forward gathers
-    accumulated: dict[str, tuple[int, int]] = field(default_factory=dict)
-    gather: Work = field(default_factory=Work)  # once a step
-    gather_bytes: int = 0
-    reduce: Work = field(default_factory=Work)  # once a step
-    # Bytes that each op of `reduce` makes, frees, and needs while it runs.
-    reduce_allocates: list[tuple[int, int, int]] = field(default_factory=list)
-    parameters: list[int] = field(default_factory=list)  # of the lowered program's
-    buffer_bytes: int = 0
-    batch: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from meshwright.cost.memory import optimizer_cost
 from meshwright.cost.table import CostTable
 from meshwright.layout.lowered import LoweredProgram, StoredParameter
+from meshwright.plan.types import STAGE, Collective
 from meshwright.program.types import ITEM_BYTES
+from meshwright.simulate.block import Task
 from meshwright.simulate.copies import Row
 from meshwright.simulate.device_memory import DeviceMemory
 from meshwright.simulate.engine import Clock
@@ -122,3 +126,30 @@ class Contents:
         kept = max(gradients, added) if self.executor.gradient_buffer else gradients
         memory.see("optimizer", "", "", (scratch, 0, kept), clock.now_s, self.detail)
         return memory
+
+    def collectives(
+        self, stage: int, buckets: Callable[[Piece], list[tuple[Task, ...]]]
+    ) -> tuple[Collective, ...]:
+        """Per device and step; `buckets` are a piece's reductions of once a step."""
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+
+        def count(tasks: Sequence[Task], times: int) -> None:
+            for task in tasks:
+                if task.kind:
+                    number, nbytes = found.get((task.kind, task.axis), (0, 0))
+                    found[task.kind, task.axis] = number + times, nbytes + times * task.nbytes
+
+        for piece in self.pieces_of(stage):
+            for phase in (piece.forward, piece.inputs, piece.weights):
+                for tasks in phase.blocks:
+                    count(tasks, self.microbatches)
+            for tasks in (*piece.gather, *buckets(piece)):
+                count(tasks, 1)
+            for nbytes in (piece.sends_forward, piece.sends_backward):
+                if nbytes and self.stages > 1:
+                    count([Task("sync", 0.0, STAGE, "send", nbytes)], self.microbatches)
+        count([task for task, _ in self.row.costed.clip], 1)
+        return tuple(
+            Collective(kind=kind, axis=axis, count=number, bytes=nbytes)
+            for (kind, axis), (number, nbytes) in sorted(found.items())
+        )

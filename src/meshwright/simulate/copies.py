@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from meshwright.errors import UsageError
-from meshwright.simulate.blocks import Block, Costed
+from meshwright.simulate.block import Block
+from meshwright.simulate.blocks import Costed
 
 
 class Instance(NamedTuple):

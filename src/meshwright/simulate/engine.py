@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from meshwright.simulate.blocks import Task
+from meshwright.simulate.block import Task
 from meshwright.simulate.schedules import Turn
 from meshwright.simulate.types import Event
 

@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 from meshwright.errors import UsageError
 from meshwright.plan.types import Pipeline, Recompute
 from meshwright.program.types import ITEM_BYTES
-from meshwright.simulate.blocks import Block, Bytes, Task, Work
+from meshwright.simulate.block import Block, Bytes, Task, Work
 from meshwright.simulate.copies import Row
 from meshwright.simulate.executor import Executor
 from meshwright.simulate.section import ACTIVATIONS, GATHERED

@@ -11,8 +11,9 @@ from functools import cache
 from meshwright.cost.table import CostTable
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import LoweredProgram, StoredParameter
-from meshwright.plan.types import STAGE, Collective, Pipeline, Recompute
-from meshwright.simulate.blocks import Task, costed
+from meshwright.plan.types import STAGE, Pipeline, Recompute
+from meshwright.simulate.block import Task
+from meshwright.simulate.blocks import costed
 from meshwright.simulate.contents import Contents
 from meshwright.simulate.copies import Row, row
 from meshwright.simulate.engine import Clock, Engine, Timed
@@ -378,7 +379,7 @@ class _Staged:
             memory=dict(fullest.memory),
             peak_at=fullest.peak_at,
             peak_source=fullest.peak_source,
-            collectives=self._collectives(busiest),
+            collectives=self.holds.collectives(busiest, self._buckets),
             flops=self._flops() / count,
             events=tuple(sorted(events, key=lambda item: (item.start_s, item.end_s))),
             exposed_communication_s=sum(stalls.get(cause, 0.0) for cause in COMMUNICATION_STALLS),
@@ -394,28 +395,4 @@ class _Staged:
             phase.flops
             for piece in self.pieces
             for phase in (piece.forward, piece.inputs, piece.weights)
-        )
-
-    def _collectives(self, stage: int) -> tuple[Collective, ...]:
-        found: dict[tuple[str, str], tuple[int, int]] = {}
-
-        def count(tasks: Sequence[Task], times: int) -> None:
-            for task in tasks:
-                if task.kind:
-                    number, nbytes = found.get((task.kind, task.axis), (0, 0))
-                    found[task.kind, task.axis] = number + times, nbytes + times * task.nbytes
-
-        for piece in self.holds.pieces_of(stage):
-            for phase in (piece.forward, piece.inputs, piece.weights):
-                for tasks in phase.blocks:
-                    count(tasks, self.microbatches)
-            for tasks in (*piece.gather, *self._buckets(piece)):
-                count(tasks, 1)
-            for nbytes in (piece.sends_forward, piece.sends_backward):
-                if nbytes and self.stages > 1:
-                    count([Task("sync", 0.0, STAGE, "send", nbytes)], self.microbatches)
-        count([task for task, _ in self.row.costed.clip], 1)
-        return tuple(
-            Collective(kind=kind, axis=axis, count=number, bytes=nbytes)
-            for (kind, axis), (number, nbytes) in sorted(found.items())
         )
