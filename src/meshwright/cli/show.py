@@ -15,6 +15,7 @@ from rich.text import Text
 from meshwright.plan.text import interval, nbytes, seconds
 from meshwright.plan.types import Collective, Plan, Prediction
 from meshwright.report.units import deviation
+from meshwright.simulate.types import Simulation
 
 MOST_ROWS = 8
 
@@ -46,6 +47,23 @@ def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) ->
             no_wrap=column not in wrap,
             overflow="fold" if column in wrap else "ellipsis",
         )
+    return made
+
+
+def stages(found: Simulation) -> RenderableType:
+    """Each stage of a pipeline: where it begins, its time and its memory."""
+    made = table(
+        "", "begins at", "computing", "waiting", "bubble", "peak memory",
+        right=("computing", "waiting", "bubble", "peak memory"), wrap=("begins at",),
+    )  # fmt: skip
+    for number, stage in enumerate(found.stages):
+        waiting_s = sum(stage.stalls.values()) - stage.bubble_s
+        made.add_row(
+            str(number), escape(", ".join(name or "the first op" for name in stage.modules)),
+            seconds(stage.compute_s), seconds(waiting_s),
+            f"{stage.bubble_s / found.step_time_s:.0%}" if found.step_time_s else "-",
+            nbytes(stage.peak_memory_bytes),
+        )  # fmt: skip
     return made
 
 

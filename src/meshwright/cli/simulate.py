@@ -41,6 +41,7 @@ def simulate(
         indented,
         mesh_text,
         parts,
+        stages,
     )
     from meshwright.plan.text import nbytes, seconds
 
@@ -57,23 +58,27 @@ def simulate(
             found = simulate_plan(
                 prepared.task, made, profile=prepared.profile, model=prepared.model
             )
-        busy_s = found.compute_s + found.optimizer_s + found.communication_s
         times = [
             ("step", seconds(found.step_time_s)),
             ("computing", seconds(found.compute_s)),
             ("optimizer", seconds(found.optimizer_s)),
             ("communicating", seconds(found.communication_s)),
-            ("at the same time", seconds(max(0.0, busy_s - found.step_time_s))),
+            ("of that exposed", seconds(found.exposed_communication_s)),
+            *((f"waiting: {cause}", seconds(s)) for cause, s in found.stalls.items() if s),
         ]
         out.print(
             heading(f"{made.model}: {made.strategy} ({mesh_text(made.mesh)}) on {made.cluster}"),
             facts(times),
             heading(f"Memory at its peak, {nbytes(found.peak_memory_bytes)} a device"),
             indented(parts(found.memory)),
-            facts([("reached at", found.peak_at)]),
+            facts([("reached at", found.peak_at), ("which is in", found.peak_source or "-")]),
             heading("Collectives per device and step"),
             indented(collectives(found.collectives)),
         )
+        if len(found.stages) > 1:
+            out.print(heading("Stages"), indented(stages(found)))
+        for note in found.notes:
+            out.note(note)
         if trace is not None:
             from meshwright.simulate.trace import to_chrome_trace
 
@@ -92,7 +97,27 @@ def simulate(
                 "peak_memory_bytes": found.peak_memory_bytes,
                 "memory": found.memory,
                 "peak_at": found.peak_at,
+                "peak_source": found.peak_source,
                 "flops": found.flops,
+                "exposed_communication_s": found.exposed_communication_s,
+                "bubble": found.bubble,
+                "stalls": dict(found.stalls),
+                "stages": [
+                    {
+                        "modules": list(item.modules),
+                        "compute_s": item.compute_s,
+                        "communication_s": item.communication_s,
+                        "bubble_s": item.bubble_s,
+                        "stalls": dict(item.stalls),
+                        "peak_memory_bytes": item.peak_memory_bytes,
+                        "memory": dict(item.memory),
+                        "peak_at": item.peak_at,
+                        "peak_source": item.peak_source,
+                    }
+                    for item in found.stages
+                ],
+                "pipeline": found.pipeline.model_dump() if found.pipeline else None,
+                "notes": list(found.notes),
                 "collectives": [item.model_dump() for item in found.collectives],
                 "trace": str(trace) if trace else None,
             }
