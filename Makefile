@@ -12,8 +12,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # Named after the folder it lies in, so that a clone that was moved is installed anew.
 INSTALLED := $(VENV)/.installed-$(shell pwd -P | cksum | cut -d ' ' -f 1)
-# Two workers, each test file in one of them; one thread a process, as tests start processes.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+# Two workers, which share the list of tests in halves and then what the other has left; one
+# thread a process, as tests start processes.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HOME := $(CURDIR)/$(VENV)/cache/huggingface

@@ -156,6 +156,13 @@ def test_a_replica_is_never_made_a_pending_sum() -> None:
         transition(REPLICATED, Layout(partial=(("data", "sum"),)))
 
 
+def test_cuts_that_cross_are_no_target() -> None:
+    crossing = Layout((("data", Split(0, 4, 3)), ("tensor", Split(0, 6, 3))))
+    pending = Layout((("data", Split(0, 4, 3)),), (("tensor", "sum"),))
+    with pytest.raises(AssertionError, match="can't be turned into"):
+        transition(pending, crossing)
+
+
 def test_splits_that_cross_are_incompatible() -> None:
     assert compatible(Split(0, 1, 4), Split(1, 1, 4))
     assert compatible(Split(0, 1, 4), Split(0, 4, 3))

@@ -243,3 +243,30 @@ def test_three_heads_over_two_and_four_devices(parts: int) -> None:
     made = by_hand(model, {"tensor": parts}).model_copy(update={"decisions": (heads,)})
     result = verify(task, plan=made, model=model, steps=2)
     assert result.equal, result
+
+
+class OverLastDim(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin(x).tanh().square().mean()
+
+
+def test_a_pending_product_is_not_cut_across_its_rows() -> None:
+    """Rows lie by dim 1 of [4, 3, 6]; the plan wants them by a part that crosses it."""
+    batch = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(5))
+    task = Task(OverLastDim, lambda model, x: model(x), batch)
+    model = Model(task)
+    alone = plan(task, "local:1", "data=1", model=model)
+    made = (
+        Decision(axis="b", value="lin/addmm", dim=0, outer=6, extent=3),
+        Decision(axis="a", value="batch", dim=1),
+        Decision(axis="b", value="batch", dim=3),
+    )
+    crossing = alone.model_copy(
+        update={"mesh": {"a": 3, "b": 2}, "decisions": made, "parameters": {}}
+    )
+    result = verify(task, plan=crossing, model=model, steps=1)
+    assert result.equal, result

@@ -46,6 +46,8 @@ def transition(source: Layout, target: Layout) -> tuple[Step, ...]:
     while (step := _next(now, target)) is not None:
         steps.append(step)
         now = step.after
+    if (sorted(now.shards), now.partial) != (sorted(target.shards), target.partial):
+        raise AssertionError(f"{source} can't be turned into {target}, only into {now}")
     return tuple(steps)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import cast
 
+from meshwright.layout.cuts import compatible, ordered
 from meshwright.layout.types import REPLICATED, Layout, Reduce, Split
 from meshwright.lower.builder import Builder
 from meshwright.program.types import Argument, Op, Ref
@@ -162,14 +163,12 @@ def add_bias_once(site: Site, made: Ref, bias: Ref) -> Ref:
     """`made`, the op's result without its bias, reduced where it is pending; then the bias."""
     layout, shape = site.layouts[0], site.shapes[0]
     assert layout is not None and shape is not None
-    target = Layout(
-        tuple(
-            (axis, split)
-            for axis in site.b.mesh.names
-            if (split := layout.split(axis)
-                or (site.wanted[0].split(axis) if layout.reduction(axis) else None))
-        )
-    )  # fmt: skip
+    held = Layout(layout.shards)
+    for axis, _ in layout.partial:
+        split = site.wanted[0].split(axis)
+        if split is not None and all(compatible(split, other) for _, other in held.shards):
+            held = held.with_shard(axis, split)
+    target = ordered(held, site.b.mesh)
     made = site.convert(made, target)
     if target != Layout(layout.shards):
         rank = len(site.shape(bias))
