@@ -98,9 +98,9 @@ def test_a_place_that_can_not_be_written_is_named(tmp_path):
 def test_predicted_stands_beside_measured():
     step, memory, tokens, computing, _ = key_numbers(sample())
     assert step[:5] == ("Step time", "412 ms", "431 ms", "+4.6 %", "good")
-    assert memory == ("Peak memory per device", "160 MiB", "181 MiB", "+13 %", "fair")
+    assert memory[:5] == ("Peak memory per device", "160 MiB", "181 MiB", "+13 %", "fair")
     assert tokens[1:4] == ("4,971/s", "4,751/s", "−4.4 %")
-    assert computing[2:] == ("–", "–", "")
+    assert computing[2:5] == ("–", "–", "")
 
 
 def test_a_plan_that_never_ran_shows_predictions_alone():

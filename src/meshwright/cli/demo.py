@@ -24,6 +24,7 @@ from meshwright.cli.demo_show import (
     show_measured,
     write_page,
 )
+from meshwright.cli.profiles import BUDGET_S
 from meshwright.cli.step_rows import contention_of, step_rows
 from meshwright.cluster.profile_file import load_profile, save_profile
 from meshwright.cluster.types import Profile
@@ -134,9 +135,9 @@ def _profile(run: Path, file: Path | None, processes: int, console: Console) -> 
     if file is not None and file.exists():
         console.print(f"Using the profile {file}")
         return load_profile(file)
-    with console.status("Calibrating this machine (at most 20 s)"):
+    with console.status("Calibrating this machine (about half a minute)"):
         started = time.perf_counter()
-        profile = calibrate(processes, 18.0)
+        profile = calibrate(processes, BUDGET_S)
     target = file or run / "profile.json"
     save_profile(profile, target)
     console.print(f"Calibrated in {time.perf_counter() - started:.0f} s: {target}")

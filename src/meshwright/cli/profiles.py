@@ -16,7 +16,7 @@ from meshwright.cluster.profile_file import load_profile, save_profile
 from meshwright.cluster.types import Profile
 from meshwright.errors import ClusterError
 
-BUDGET_S = 18.0
+BUDGET_S = 25.0
 
 
 def local_profile(
@@ -41,8 +41,8 @@ def measured_profile(processes: int, out: Output, fallback: Path | None) -> Prof
     from meshwright.runtime.calibrate import calibrate
 
     out.note(
-        f"Calibrating this machine with {processes} process{'es' if processes > 1 else ''}, at "
-        "most 20 s; kept for next time (--no-calibrate leaves it out)."
+        f"Calibrating this machine with {processes} process{'es' if processes > 1 else ''}, about "
+        "half a minute; kept for next time (--no-calibrate leaves it out)."
     )
     with out.status("Calibrating"):
         profile = calibrate(processes, BUDGET_S)

@@ -43,6 +43,12 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def default_device() -> str:
+    """`cuda` where there is one for each of this host's processes, else `cpu`."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return "cuda" if torch.cuda.is_available() and torch.cuda.device_count() >= here else "cpu"
+
+
 def init_process(
     device: str = "cpu", timeout_s: float = 600.0, threads: int | None = None
 ) -> Process:
