@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from statistics import fmean, median, quantiles
 
 
@@ -36,6 +37,18 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | No
 def _ranks(values: Sequence[float]) -> list[float]:
     ordered = sorted(values)
     return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
+
+
+def at_equal_load(repeats: Sequence[float], contention: Sequence[float]) -> list[float]:
+    """Repeats as they would have been with the cores shared as in the median pass of probes.
+
+    contention: of the passes around the repeats, one more than those.
+    """
+    usual = median(contention)
+    return [
+        seconds * usual / fmean(pair)
+        for seconds, pair in zip(repeats, pairwise(contention), strict=True)
+    ]
 
 
 def spread(repeats: Sequence[float]) -> float:
