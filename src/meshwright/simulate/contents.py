@@ -121,7 +121,10 @@ class Contents:
             peak = max((piece.reduce_peak for piece in held), default=0)
             memory.see("reduce", "", "", (0, 0, added + peak), clock.now_s, False)
         gradients = self.gradient_bytes(stage)
-        largest = max((values[item.value].nbytes for item in stepped if item.trainable), default=0)
+        # PyTorch steps one tensor after another on CPUs, and all at once on accelerators.
+        at_once = any(profile.device != "cpu" for profile in self.costs.profiles)
+        sizes = [values[item.value].nbytes for item in stepped if item.trainable]
+        largest = sum(sizes) if at_once else max(sizes, default=0)
         scratch = 0 if self.executor.fused_optimizer else largest * cost.scratch
         kept = max(gradients, added) if self.executor.gradient_buffer else gradients
         memory.see("optimizer", "", "", (scratch, 0, kept), clock.now_s, self.detail)
