@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.fidelity.__main__ import summary
 from benchmarks.fidelity.pairs import PAIRS
 from benchmarks.fidelity.statistics import (
@@ -15,6 +14,7 @@ from benchmarks.fidelity.statistics import (
     spread,
     worst,
 )
+
 from meshwright.search.strategy import parse_strategy
 
 
@@ -67,7 +67,8 @@ def test_summary() -> None:
 
 
 def test_pairs_are_many_and_of_all_kinds() -> None:
-    assert len(PAIRS) >= 24 and len(set(map(str, PAIRS))) == len(PAIRS)
+    assert len(PAIRS) >= 24
+    assert len(set(map(str, PAIRS))) == len(PAIRS)
     assert {pair.cluster for pair in PAIRS} == {"local:2", "local:4"}
     kinds = {pair.model.kind for pair in PAIRS}
     assert {"transformer", "convolution", "graph network", "mixture of experts"} <= kinds
