@@ -191,7 +191,7 @@ def _show_residuals(fit: Fit, out: Output) -> None:
 def _short(name: str) -> str:
     """An op's name and its first shape."""
     words = name.removeprefix("_").split()
-    return " ".join(words[:2])[:34]
+    return " ".join(words[:2])[:24]
 
 
 def _tiers(profile: Profile) -> Any:
