@@ -64,3 +64,30 @@ def _line(table: Table, name: str, figures: dict[str, Any]) -> None:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The figures as the table of docs/internals/published.md."""
+    lines = [
+        "| Source | Step times | Median | 90th percentile | Rank | Memory figures | Median |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    parts = found["parts"]
+    rows = [
+        *found["sources"].items(),
+        ("**A100 and H100**", parts["a100_h100"]),
+        ("of these, fitted on", parts["a100_h100 fit"]),
+        ("of these, held out", parts["a100_h100 held-out"]),
+        ("**V100**", parts["v100"]),
+        ("**all fully specified**", found["overall"]),
+        ("with assumptions as well", found["all_predicted"]["overall"]),
+    ]
+    for name, figures in rows:
+        step, memory = figures["step_time"], figures["memory"]
+        cells = (
+            name, step["count"], _percent(step["median"]), _percent(step["p90"]),
+            "" if step["rank"] is None else f"{step['rank']:.2f}",
+            memory["count"] or "", _percent(memory["median"]),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines)
