@@ -12,7 +12,7 @@ from meshwright.cli.output import Output
 
 if TYPE_CHECKING:
     from meshwright.cluster.types import Profile
-    from meshwright.cost.fit import Fit, Residual
+    from meshwright.runtime.calibrate import Fit, Residual
 
 _MiB = 1 << 20
 _MOST_FAMILIES = 12
@@ -107,7 +107,7 @@ def _measured(
 
 def residuals_json(fit: Fit) -> dict[str, Any]:
     """Median error and the worst probe, over all and by family."""
-    from meshwright.cost.fit import by_family, median_error, worst
+    from meshwright.runtime.calibrate import by_family, median_error, worst
 
     def one(residuals: list[Residual]) -> dict[str, Any]:
         far = worst(residuals)[0]
@@ -173,7 +173,7 @@ def _show_residuals(fit: Fit, out: Output) -> None:
     from rich.markup import escape
 
     from meshwright.cli.show import heading, indented, table
-    from meshwright.cost.fit import by_family, median_error, worst
+    from meshwright.runtime.calibrate import by_family, median_error, worst
 
     made = table("family", "probes", "median", "worst", "of", right=("probes", "median", "worst"))
     families = sorted(by_family(fit.residuals).items(), key=lambda item: -median_error(item[1]))

@@ -15,7 +15,7 @@ from meshwright.report.units import deviation
 
 if TYPE_CHECKING:
     from meshwright.cluster.types import Profile
-    from meshwright.cost.breakdown import Spent
+    from meshwright.runtime.steptrace import Spent
 
 _MOST_SHOWN = 10
 _WORST = 3

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from meshwright.api import Model, one_device, optimizer_by_name, parallelize
-from meshwright.cost.breakdown import Spent
 from meshwright.errors import RunError
 from meshwright.plan.types import Collective, Plan
 from meshwright.runtime.compare import Comparison, Worst, compare
 from meshwright.runtime.job import Job, Metrics
 from meshwright.runtime.log import MetricsLog
 from meshwright.runtime.measure import Peak, live_tensor_bytes, measure_peak
-from meshwright.runtime.steptrace import StepTrace
+from meshwright.runtime.steptrace import Spent, StepTrace
 from meshwright.runtime.worker import init_process, report
 from meshwright.task import Task
 from meshwright.zoo.data import batches_for

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from meshwright.cluster.types import Profile
-from meshwright.cost.fit import Fit, fit_profile
+from meshwright.cost.fit import Fit, Residual, by_family, fit_profile, median_error, worst
 from meshwright.cost.measured import Measured
 from meshwright.errors import UsageError
 from meshwright.runtime.launch import launch
@@ -27,7 +27,10 @@ from meshwright.runtime.probing import Prober, agreed
 from meshwright.runtime.tiers import measure_tiers
 from meshwright.runtime.worker import available_cores, init_process
 
-__all__ = ["calibrate", "calibrate_here", "calibration"]
+__all__ = [
+    "Fit", "Residual", "by_family", "calibrate", "calibrate_here", "calibration", "fitted",
+    "median_error", "worst",
+]  # fmt: skip
 
 _MOST_PASSES = 7
 _SHORTEST_PASS_S = 5.0

@@ -24,6 +24,8 @@ import torch
 from meshwright.cost.breakdown import BETWEEN, OPTIMIZER, Spent, row_of
 from meshwright.cost.families import family_of
 
+__all__ = ["Spent", "StepTrace"]
+
 Function = Callable[..., Any]
 
 # Above this many seconds of the clock for each of the processor's, cores are shared.
