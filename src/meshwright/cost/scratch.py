@@ -34,7 +34,7 @@ _FEW_CHANNELS = 4  # pictures of so few stay as they are
 
 # Of attention over a cut sequence: tensors like the queries that one block of keys takes.
 _BLOCK_TENSORS = {"attention": 4, "attention_step": 4,
-                  "attention_backward": 7, "attention_step_backward": 7}  # fmt: skip
+                  "attention_backward": 11, "attention_step_backward": 11}  # fmt: skip
 
 
 @cache
