@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from meshwright.cluster.mesh import Mesh
@@ -163,6 +163,15 @@ class Builder:
                 break
             value = kept
         return value
+
+    def settled(self, values: Iterable[str]) -> frozenset[str]:
+        """Axes over which a pending sum of one of the values was reduced for an op before."""
+        return frozenset(
+            axis
+            for value in values
+            for axis, _ in self.whole[value].layout.partial
+            if any(made.reduction(axis) is None for made in self.converted.get(value, ()))
+        )
 
     def forget(self, value: str) -> None:
         """Drop kept conversions of a value, so that the next use makes them anew."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from meshwright.layout.assignment import Assignment
@@ -32,13 +32,16 @@ def choose(
     layouts: Sequence[Layout],
     values: Mapping[str, Value],
     ties: Ties = FREE,
+    settled: Collection[str] = (),
 ) -> dict[str, FactorCut]:
     """The cut of each axis of the mesh; an axis that is not a key computes replicas.
 
-    `layouts` are the current ones of the `operands`. An op that an earlier decision
-    holds is cut as that says. Else what the groups want of the results counts, and how
-    the operands already lie: of both, the cut that moves fewest bytes wins; where
-    nothing is wanted of the results, the one that leaves most bytes where they are.
+    `layouts` are the current ones of the `operands`; `settled` are axes over which a
+    pending sum of one of them has been reduced for another op already. An op that an
+    earlier decision holds is cut as that says. Else what the groups want of the results
+    counts, and how the operands already lie: of both, the cut that moves fewest bytes
+    wins; where nothing is wanted of the results, the one that leaves most bytes where
+    they are.
     """
     chosen: dict[str, FactorCut] = {}
     for axis in assignment.mesh.names:
@@ -58,7 +61,8 @@ def choose(
             continue
         holds = assignment.held.get(axis, {})
         held = holds.get(op.name)
-        if held is None and (op.name in holds or (holds and _sums(rule, axis, layouts))):
+        sums = holds and axis not in settled and _sums(rule, axis, layouts)
+        if held is None and (op.name in holds or sums):
             continue
         closed = ties.closed.get(axis, frozenset())
         if held is not None and held.factor not in closed and allowed(rule, held, parts, chosen):

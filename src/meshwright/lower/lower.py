@@ -225,7 +225,9 @@ class Lowering:
         operands = [self.find(name) for name in names]
         layouts = [self.b.whole[name].layout for name in operands]
         ties = self.ragged.ties(op)
-        chosen = choose(op, rule, self.assignment, names, layouts, self.program.values, ties)
+        settled = self.b.settled(operands)
+        values = self.program.values
+        chosen = choose(op, rule, self.assignment, names, layouts, values, ties, settled)
         chosen = self.ragged.unreduced(rule, layouts, chosen)
         self.ragged.terms(op, rule, names, operands, chosen)
         layouts = [self.b.whole[name].layout for name in operands]
