@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from meshwright.api import Model, parallelize, plan, sgd, verify
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import StrategyError
+from meshwright.layout.assignment import assign
+from meshwright.lower.lower import lower
 from meshwright.plan.types import Collective, Plan
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.lockstep import run_lockstep
@@ -36,6 +38,49 @@ def planned(model: Model, strategy: str, devices: int = 4) -> Plan:
 
 def counts(made: Plan, axis: str) -> dict[str, int]:
     return {item.kind: item.count for item in made.predicted.collectives if item.axis == axis}
+
+
+class NoPositions(nn.Module):
+    """A residual stream that starts as the embedding's pending sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(3))
+        self.up = nn.ModuleList(nn.Linear(16, 32, bias=False) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(32, 16, bias=False) for _ in range(3))
+        self.head = nn.Linear(16, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            x = x + down(F.gelu(up(norm(x))))
+        logits = self.head(x)
+        return F.cross_entropy(logits.flatten(0, 1), ids.flatten())
+
+
+def test_residuals_lie_cut_along_the_sequence_though_the_embedding_is_a_sum() -> None:
+    """Else each device would keep the whole stream, and save it in every layer."""
+    task = Task(
+        model=NoPositions, loss=lambda model, ids: model(ids), batch=torch.randint(20, (4, 8)),
+        name="no positions",
+    )  # fmt: skip
+    model = Model(task)
+    made = plan(task, "local:4", "tensor=4,sequence", model=model)
+    analysis = model.microbatch(1)[1]
+    mesh = Mesh((("tensor", 4),))
+    local = lower(
+        analysis, assign(analysis, mesh, made.decisions, made.parameters), mesh.coordinate(0)
+    )
+    residuals = [
+        result
+        for op in local.forward.ops
+        if op.target == "aten.add.Tensor" and len(local.values[op.results[0]].shape) == 3
+        for result in op.results
+    ]
+    assert [local.values[name].shape for name in residuals] == [(4, 2, 16)] * 3
+    assert not any(local.layouts[name].partial for name in residuals)
+    assert verify(task, plan=made, model=model).equal
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
