@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,9 +22,33 @@ from torch import Tensor
 _FIRST_MARK = 0x6D65_7377_0000_0000
 
 
+class Turns:
+    """A lock that is held by a context: by a thread, and by one that works for it meanwhile.
+
+    Held once more within, it stays held. A thread that its holder waits for takes part by
+    running in a copy of the holder's context (`contextvars.copy_context`).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = ContextVar("depth", default=0)
+
+    def __enter__(self) -> None:
+        depth = self._depth.get()
+        if not depth:
+            self._lock.acquire()
+        self._depth.set(depth + 1)
+
+    def __exit__(self, *failure: object) -> None:
+        depth = self._depth.get() - 1
+        self._depth.set(depth)
+        if not depth:
+            self._lock.release()
+
+
 # PyTorch's generator is one for all threads: ranks that are threads take turns at it, as
 # one may make its parameters or capture while another steps.
-GENERATOR = threading.RLock()
+GENERATOR = Turns()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ parameters: shapes and what depends on what are wanted, not numbers.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -396,7 +397,10 @@ def _numel(shape: Sequence[int]) -> int:
 
 
 def _alone(run: Callable[[], T]) -> T:
-    """Run in a new thread: modes, and the state of autograd and of autocast, are of a thread."""
+    """Run in a new thread: modes, and the state of autograd and of autocast, are of a thread.
+
+    The caller's turn at PyTorch's generator is the new thread's, which it waits for.
+    """
     found: list[T] = []
     failed: list[BaseException] = []
 
@@ -406,7 +410,8 @@ def _alone(run: Callable[[], T]) -> T:
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=target, name="opaque-trial")
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(target,), name="opaque-trial")
     thread.start()
     thread.join()
     if failed:
