@@ -1,6 +1,6 @@
 """Prediction beside published measurements.
 
-    python -m benchmarks.published FILE.csv [--json]
+    python -m benchmarks.published FILE.csv [--json] [--keep RESULT.json]
 
 FILE.csv is shaped like the published `measurements.csv` (docs/internals/published.md). Exit code
 2 for a file that is no such table, and, after everything else was predicted, for rows that
@@ -13,12 +13,13 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
 from benchmarks.published.predict import Predicted, predict
 from benchmarks.published.rows import Row, read_rows
 from benchmarks.published.settle import Unpredictable
 from benchmarks.published.show import show
-from benchmarks.published.summary import report
+from benchmarks.published.summary import kept, report
 
 from meshwright.errors import UsageError
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("file", metavar="FILE.csv")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--keep", metavar="RESULT.json", help="write the figures in short, too")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     given = parser.parse_args(arguments)
     try:
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     predicted, skipped = predict_all(rows, quiet=given.quiet or not sys.stderr.isatty())
     skipped += [(None, broken.line, broken.message) for broken in errors]
     found = report(predicted, sorted(skipped, key=lambda item: item[1]))
+    if given.keep:
+        Path(given.keep).write_text(json.dumps(kept(found), indent=1) + "\n", encoding="utf-8")
     if given.json:
         json.dump(found, sys.stdout, indent=1, allow_nan=False)
         print()

@@ -26,13 +26,16 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"H100", "h100-sxm"),
     (r"H200", "h200"),
     (r"GB200", "gb200"),
+    (r"GB300", "gb300"),
     (r"\bB200", "b200"),
+    (r"\bB300", "b300"),
     (r"L40S", "l40s"),
     (r"\bL4\b", "l4"),
     (r"4090", "rtx-4090"),
     (r"MI250X", "mi250x"),
     (r"MI300X", "mi300x"),
     (r"A10G", "a10g"),
+    (r"A6000", "a6000"),
 )
 _WATTS = re.compile(r"\b(\d{3,4})\s*W\b")
 _MEMORY_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*TB/s")

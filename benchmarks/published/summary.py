@@ -183,3 +183,29 @@ def row_json(item: Predicted) -> dict[str, Any]:
         },
         "error": {"step_time": item.step_error, "memory": item.memory_error},
     }
+
+
+def kept(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A report in short, as `result.json` holds it: figures to four digits, without `skipped`.
+
+    A row is [line, strategy, measured s, predicted s, measured GiB, predicted GiB].
+    """
+    figures_alone = ("overall", "sources", "parts", "all_predicted")
+    rows = [
+        [
+            row["line"], row["strategy"],
+            row["measured"]["step_time_s"], row["predicted"]["step_time_s"],
+            row["measured"]["peak_memory_gib"], row["predicted"]["peak_memory_gib"],
+        ]
+        for row in found["rows"]
+    ]  # fmt: skip
+    short: dict[str, Any] = _short({**{name: found[name] for name in figures_alone}, "rows": rows})
+    return short
+
+
+def _short(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return {name: _short(value) for name, value in item.items()}
+    if isinstance(item, list):
+        return [_short(value) for value in item]
+    return float(f"{item:.4g}") if isinstance(item, float) else item
