@@ -52,6 +52,7 @@ _NAMES: dict[Family, str] = {
         mkldnn_rnn_layer mkldnn_rnn_layer_backward _cudnn_rnn _cudnn_rnn_backward miopen_rnn
         miopen_rnn_backward""",
     "pointwise": """
+        absolute divide fix fill_diagonal
         abs add addcdiv addcmul angle pow bitwise_and bitwise_left_shift bitwise_not bitwise_or
         bitwise_right_shift bitwise_xor ceil clamp clamp_max clamp_min clip conj_physical copysign
         deg2rad div eq floor floor_divide fmax fmin fmod frac frexp gcd ge greater greater_equal gt
@@ -80,6 +81,7 @@ _NAMES: dict[Family, str] = {
         _amp_update_scale _amp_foreach_non_finite_check_and_unscale
         _fused_adagrad _fused_adam _fused_adamw _fused_sgd""",
     "transcendental": """
+        arccos arccosh arcsin arcsinh arctan arctan2 arctanh log_sigmoid
         acos acosh asin asinh atan atan2 atanh celu cos cosh digamma elu elu_backward erf erfc
         erfinv exp exp2 expm1 gelu gelu_backward i0 igamma igammac lgamma log log10 log1p log2
         log_sigmoid_forward log_sigmoid_backward logaddexp logaddexp2 logit logit_backward mish
@@ -180,6 +182,8 @@ _NAMES: dict[Family, str] = {
         _fused_dropout _fill_mem_eff_dropout_mask _standard_gamma
         _sample_dirichlet binomial _philox_normal _philox_uniform""",
     "view": """
+        broadcast_tensors atleast_1d atleast_2d atleast_3d mH matrix_H moveaxis numpy_T ravel
+        reshape_as swapdims dsplit hsplit vsplit
         view _unsafe_view reshape _reshape_alias expand expand_as t transpose permute unsqueeze
         squeeze select slice split split_with_sizes chunk unbind narrow diagonal as_strided detach
         alias movedim swapaxes flatten unflatten view_as view_as_real view_as_complex real imag
@@ -192,6 +196,7 @@ _NAMES: dict[Family, str] = {
         _functional_sym_constrain_range_for_size is_set_to
         _has_same_storage_numel _functional_assert_async _functional_assert_scalar set""",
     "copy": """
+        type_as fliplr flipud row_stack column_stack
         clone copy _to_copy to contiguous cat concat concatenate stack hstack vstack dstack repeat
         repeat_interleave tile flip roll rot90 pad constant_pad_nd reflection_pad1d
         reflection_pad1d_backward reflection_pad2d reflection_pad2d_backward replication_pad1d
