@@ -29,7 +29,7 @@ endif
 help:
 	@echo 'make demo      install, then plan and run a small model on this machine'
 	@echo 'make install   install Meshwright and what its tests and checks need into $(VENV)'
-	@echo 'make test      run the tests (under 15 minutes on two cores); ARGS="-k word" picks some'
+	@echo 'make test      run the tests (about a quarter of an hour on two cores); ARGS="-k word" picks some'
 	@echo 'make test-all  run the longer sweep too'
 	@echo 'make check     ruff, formatting and mypy --strict'
 	@echo 'make bench     run every file of benchmarks/'

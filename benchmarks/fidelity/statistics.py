@@ -20,25 +20,6 @@ def worst(errors: Sequence[float]) -> float:
     return max(errors, key=abs)
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Spearman's: 1 where both order things alike. Equal values share their mean rank.
-
-    None for fewer than two things, or where one side has all things equal.
-    """
-    a, b = _ranks(one), _ranks(other)
-    if len(a) < 2:
-        return None
-    middle_a, middle_b = fmean(a), fmean(b)
-    both = sum((x - middle_a) * (y - middle_b) for x, y in zip(a, b, strict=True))
-    spread = sum((x - middle_a) ** 2 for x in a) * sum((y - middle_b) ** 2 for y in b)
-    return both / spread**0.5 if spread else None
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
-
-
 def at_equal_load(repeats: Sequence[float], contention: Sequence[float]) -> list[float]:
     """Repeats as they would have been with the cores shared as in the median pass of probes.
 

@@ -9,7 +9,7 @@ than in proportion, each source weighed by the square root of its number of rows
 move on a log scale and stay within what is physically possible. The same file gives the same
 values.
 
-`--write` writes them to src/meshwright/cost/constants.json.
+`--write` writes them to src/meshwright/cost/constants.json and into the tables of the docs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "link_efficiency_in_host": (0.7, 0.82),
     "link_efficiency_across": (0.5, 0.95),
 }
+DOCS = Path(__file__).parents[2] / "docs" / "internals"
+PAGES = (DOCS / "cost-model.md", DOCS / "published.md")
 FITTED = (*BOUNDS, "memory_fragmentation")
 _STEP = 0.04  # of a constant's log, for differences
 _ROUNDS = 6
@@ -185,7 +188,7 @@ def _rounded(value: float) -> float:
 
 
 def write(constants: Constants) -> None:
-    """Into the file of constants, one entry a line as it was."""
+    """Into the file of constants, one entry a line as it was, and the tables of the docs."""
     path = Path(constants_module.__file__).with_name("constants.json")
     items = json.loads(path.read_text(encoding="utf-8"))
     for item in items:
@@ -193,6 +196,12 @@ def write(constants: Constants) -> None:
             item["value"] = getattr(constants, item["name"])
     lines = ",\n ".join(json.dumps(item) for item in items)
     path.write_text(f"[\n {lines}\n]\n", encoding="utf-8")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in FITTED:
+            row = f"| `{name}` | {getattr(constants, name):g} |"
+            text = re.sub(rf"\| `{name}` \| [^|]+ \|", row, text)
+        page.write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:

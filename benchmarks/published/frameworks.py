@@ -6,7 +6,7 @@ from the name of its source; a source that names none is taken as the plainest o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.published.rows import Row
 
@@ -47,7 +47,7 @@ class Framework:
 
 _FUSED = Executor(
     gradient_buffer=True, master_gradients=True, keeps_sent=True, fused_optimizer=True,
-    compiled=True, cached_allocator=True, async_host=True,
+    compiled=True, cached_allocator=True,
 )  # fmt: skip
 
 MEGATRON_DEEPSPEED = Framework(
@@ -69,17 +69,12 @@ MEGATRON_DEEPSPEED = Framework(
     fused_attention=False,
 )
 
-MEGATRON_LM = Framework(
+MEGATRON_LM = replace(
+    MEGATRON_DEEPSPEED,
     name="Megatron-LM",
     source="Megatron-LM before Megatron-Core (Shoeybi et al. 2019; Narayanan et al. 2021): fused "
     "kernels as above, 1F1B or interleaved, gradients in one buffer and reduced after the last "
     "microbatch.",
-    executor=_FUSED,
-    precision="fp16",
-    sharding=0,
-    vocab=50257,
-    vocab_multiple=128,
-    fused_attention=False,
 )
 
 MEGATRON_CORE = Framework(
@@ -91,7 +86,7 @@ MEGATRON_CORE = Framework(
     executor=Executor(
         overlap_gradients=True, overlap_gathers=True, overlap_pipeline=True, overlap_tensor=True,
         bucket_bytes=160 * 2**20, gradient_buffer=True, fused_optimizer=True, compiled=True,
-        cached_allocator=True, async_host=True,
+        cached_allocator=True,
     ),
     recompute="none",
     sharding=1,
@@ -104,7 +99,7 @@ MEGATRON_CORE = Framework(
 
 _FSDP = Executor(
     overlap_gradients=True, overlap_gathers=True, bucket_bytes=_UNIT, gradient_buffer=True,
-    fused_optimizer=True, cached_allocator=True, async_host=True,
+    fused_optimizer=True, cached_allocator=True,
 )  # fmt: skip
 
 LLM_FOUNDRY = Framework(
@@ -141,7 +136,6 @@ INTERNLM = Framework(
     executor=Executor(
         overlap_gradients=True, overlap_gathers=True, bucket_bytes=512 * 2**20,
         gradient_buffer=True, fused_optimizer=True, compiled=True, cached_allocator=True,
-        async_host=True,
     ),
     sharding=1,
     tied=False,
@@ -163,7 +157,7 @@ PLAIN = Framework(
     "beside the backward.",
     executor=Executor(
         overlap_gradients=True, bucket_bytes=25 * 2**20, gradient_buffer=True,
-        cached_allocator=True, async_host=True,
+        cached_allocator=True,
     ),
     sharding=0,
     assumes=("zero_or_fsdp", "activation_recompute"),

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from benchmarks.published.frameworks import Framework, framework_of
 from benchmarks.published.models import Dims
 from benchmarks.published.rows import Row
+
+from meshwright.plan.types import Recompute
 
 DTYPES = {
     "bf16": "bfloat16", "bf16-pure": "bfloat16", "bf16-true": "bfloat16", "mixed16": "bfloat16",
@@ -50,7 +52,7 @@ class Settled:
     zero: int
     micro_batch: int
     microbatches: int
-    recompute: str
+    recompute: Recompute
     compiled: bool
     assumed: tuple[str, ...]
 
@@ -74,9 +76,10 @@ def settle(row: Row) -> Settled:
         raise Unpredictable(f"precision {precision} has no counterpart among the captured dtypes")
     if row.gpus_per_node is None and n_gpus > 1:
         filler.assumed.append("gpus_per_node")
-    recompute = filler.guess(
+    named = filler.guess(
         "activation_recompute", row.activation_recompute, framework.recompute or "none"
     )
+    recompute = cast(Recompute, named)  # `op` was refused, the reader refuses others
     micro_batch = row.micro_batch
     if micro_batch is None:
         raise Unpredictable("micro_batch is not stated")

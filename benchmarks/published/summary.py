@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
+import numpy as np
+from benchmarks import ranks
 from benchmarks.published.predict import Predicted
 from benchmarks.published.rows import Row
 
@@ -32,39 +34,12 @@ _SAID = (
 
 
 def quantile(numbers: Sequence[float], share: float) -> float | None:
-    """By linear interpolation between the two nearest."""
-    if not numbers:
-        return None
-    ordered = sorted(numbers)
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    return float(np.quantile(numbers, share)) if numbers else None
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's; ties share their mean rank. None for fewer than three pairs, or all alike."""
-    if len(first) < 3:
-        return None
-    left, right = _ranks(first), _ranks(second)
-    left_mean, right_mean = mean(left), mean(right)
-    product = sum((a - left_mean) * (b - right_mean) for a, b in zip(left, right, strict=True))
-    spread = sum((a - left_mean) ** 2 for a in left) * sum((b - right_mean) ** 2 for b in right)
-    return product / spread**0.5 if spread else None
-
-
-def _ranks(numbers: Sequence[float]) -> list[float]:
-    order = sorted(range(len(numbers)), key=lambda k: numbers[k])
-    ranks = [0.0] * len(numbers)
-    start = 0
-    while start < len(order):
-        end = start
-        while end + 1 < len(order) and numbers[order[end + 1]] == numbers[order[start]]:
-            end += 1
-        for k in order[start : end + 1]:
-            ranks[k] = (start + end) / 2
-        start = end + 1
-    return ranks
+    """Of the rows of a source; two of them say nothing."""
+    return ranks.rank_correlation(first, second, least=3)
 
 
 def _step(item: Predicted) -> tuple[float | None, float]:

@@ -9,11 +9,11 @@ from benchmarks.fidelity.statistics import (
     at_equal_load,
     fastest_is_right,
     median_absolute,
-    rank_correlation,
     relative_error,
     spread,
     worst,
 )
+from benchmarks.ranks import rank_correlation
 
 from meshwright.search.strategy import parse_strategy
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from meshwright.cost.attention import attention_of, attention_seconds
+from meshwright.cost.attention import attention_seconds
 from meshwright.cost.constants import Constants
 from meshwright.cost.families import Family
-from meshwright.cost.flops import op_flops
+from meshwright.cost.flops import attention_of, op_flops
 from meshwright.cost.hardware import Hardware, Kernels
 from meshwright.cost.opaque import counted
 from meshwright.cost.products import products_of

@@ -9,46 +9,16 @@ al. 2024 (FlashAttention 1 to 3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import ceil, prod
-from typing import NamedTuple
+from math import ceil
 
 from meshwright.cost.constants import Constants
-from meshwright.cost.flops import is_causal
+from meshwright.cost.flops import Attention
 from meshwright.cost.hardware import AttentionKernel, Hardware
-from meshwright.program.types import ITEM_BYTES, Op, Value
+from meshwright.program.types import ITEM_BYTES
 
 _BLOCK = 128
 # Products of the backward, beside the forward's one by each of `d` and `dv`.
 _BACKWARD_PRODUCTS = 2.5
-
-
-class Attention(NamedTuple):
-    """Sizes of one call: `heads` counts all examples' heads."""
-
-    heads: int
-    queries: int
-    keys: int
-    width: int  # of a query and of a value, together
-    causal: bool
-    backward: bool
-
-
-def attention_of(op: Op, values: Mapping[str, Value]) -> Attention:
-    name = op.target.split(".")[1]
-    operands = [values[operand] for operand in op.operands()]
-    backward = name.endswith("_backward")
-    query, key = operands[1:3] if backward else operands[:2]
-    if name.startswith("attention_step"):  # keys and values come side by side
-        width = key.shape[-1]
-    else:
-        width = query.shape[-1] + operands[3 if backward else 2].shape[-1]
-    # The inner ops take [B, S, H, D], the public ones [B, H, S, D].
-    if name.startswith(("_flash_attention", "_efficient_attention")) and len(key.shape) == 4:
-        heads, queries, keys = prod((query.shape[0], query.shape[2])), query.shape[1], key.shape[1]
-    else:
-        heads, queries, keys = prod(query.shape[:-2]), query.shape[-2], key.shape[-2]
-    return Attention(heads, queries, keys, width, is_causal(op), backward)
 
 
 def attention_seconds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import NamedTuple
 
 from meshwright.cost.families import family_of
 from meshwright.cost.opaque import counted
@@ -38,7 +39,7 @@ def op_flops(op: Op, values: Mapping[str, Value]) -> float:
     if family == "convolution":
         return _convolution(name, op, values)
     if family == "attention":
-        return _attention(name, op, values)
+        return _attention(op, values)
     if family == "opaque":
         return counted(op)[0]
     if family == "recurrent":
@@ -88,21 +89,40 @@ def _convolution(name: str, op: Op, values: Mapping[str, Value]) -> float:
     return 2.0 * products * filters * weight.numel / max(weight.shape[0], 1)
 
 
-def _attention(name: str, op: Op, values: Mapping[str, Value]) -> float:
+class Attention(NamedTuple):
+    """Sizes of one call: `heads` counts all examples' heads."""
+
+    heads: int
+    queries: int
+    keys: int
+    width: int  # of a query and of a value, together
+    causal: bool
+    backward: bool
+
+
+def attention_of(op: Op, values: Mapping[str, Value]) -> Attention:
+    name = op.target.split(".")[1]
     operands = [values[operand] for operand in op.operands()]
     backward = name.endswith("_backward")
     query, key = operands[1:3] if backward else operands[:2]
     if name.startswith("attention_step"):  # keys and values come side by side
-        widths = key.shape[-1]
+        width = key.shape[-1]
     else:
-        widths = query.shape[-1] + operands[3 if backward else 2].shape[-1]
+        width = query.shape[-1] + operands[3 if backward else 2].shape[-1]
     # The inner ops take [B, S, H, D], the public ones [B, H, S, D].
-    inner = name.startswith(("_flash_attention", "_efficient_attention")) and len(key.shape) == 4
-    keys = key.shape[1] if inner else key.shape[-2]
-    flops = 2.0 * prod(query.shape[:-1]) * keys * widths
-    if is_causal(op):
+    if name.startswith(("_flash_attention", "_efficient_attention")) and len(key.shape) == 4:
+        heads, queries, keys = query.shape[0] * query.shape[2], query.shape[1], key.shape[1]
+    else:
+        heads, queries, keys = prod(query.shape[:-2]), query.shape[-2], key.shape[-2]
+    return Attention(heads, queries, keys, width, is_causal(op), backward)
+
+
+def _attention(op: Op, values: Mapping[str, Value]) -> float:
+    sizes = attention_of(op, values)
+    flops = 2.0 * sizes.heads * sizes.queries * sizes.keys * sizes.width
+    if sizes.causal:
         flops /= 2  # the kernels skip the blocks above the diagonal
-    return flops * (_ATTENTION_BACKWARD if backward else 1.0)
+    return flops * (_ATTENTION_BACKWARD if sizes.backward else 1.0)
 
 
 def is_causal(op: Op) -> bool:

@@ -25,8 +25,8 @@ class Executor:
     what a stage sends on stays in its memory until the microbatch comes back.
     fused_optimizer: one pass over all parameters in place of op by op.
     compiled: chains of pointwise ops are one kernel each. cached_allocator: freed memory
-    stays with the process, and pieces of it that fit nothing stay unused. async_host:
-    the host runs ahead of the device, within a phase of a microbatch.
+    stays with the process, and pieces of it that fit nothing stay unused; always so
+    on accelerators.
     step_overhead_s: time of the host between steps, on top of all that is counted.
     """
 
@@ -43,7 +43,6 @@ class Executor:
     fused_optimizer: bool = False
     compiled: bool = False
     cached_allocator: bool = False
-    async_host: bool = False
     step_overhead_s: float = 0.0
 
 
