@@ -164,6 +164,27 @@ class Alternative(Prediction):
     note: str = ""
 
 
+class Choice(Record):
+    """One thing that the search decided, with what it would cost to decide it otherwise.
+
+    subject: what was decided, as in `mesh`, `residency of blocks.*.mlp.*`, `cut of head.weight`.
+    second: the next best, with the rest of the plan chosen for it; slower_s: by how much a step
+    takes longer with it, None where it does not fit; more_bytes: its further peak memory.
+    """
+
+    subject: str
+    chosen: str
+    second: str | None = None
+    slower_s: float | None = None
+    more_bytes: int | None = None
+    why: str = ""
+
+
+Stopped = Literal["asked", "proved", "exhausted", "budget"]
+"""Why a search ended: a named strategy was asked for, nothing better can be left, every candidate
+was costed, or its time was over."""
+
+
 class Plan(Record):
     """A complete plan; `meshwright.plan.file` reads and writes it."""
 
@@ -189,7 +210,13 @@ class Plan(Record):
     remarks: tuple[str, ...] = ()  # ops and modules that run by other rules than the known ones
     why: str = ""
     alternatives: tuple[Alternative, ...] = ()
-    gap: float | None = None
+    choices: tuple[Choice, ...] = ()
+    constraints: tuple[str, ...] = ()  # as the user wrote them
+    lower_bound_s: float | None = None  # no plan of this model on this cluster is faster
+    gap: float | None = None  # (predicted step time - lower bound) / lower bound
+    stopped: Stopped | None = None
+    seed: int = 0
+    evaluated: Count = 0  # candidates that were lowered and simulated
     capture_s: float = 0.0
     search_s: float = 0.0
     lower_s: float = 0.0
