@@ -78,7 +78,9 @@ RULES: dict[str, Rule] = {
     "runtime": rule(*PLANNING, *TORCH, "lower", "checkpoint", torch=True, distributed=True),
     # For people.
     "report": rule(*DATA, "simulate"),
-    "api": rule(*STAGES, torch=True),
+    "model": rule(*PLANNING, *TORCH, "capture", "lower", "runtime", torch=True),
+    "planner": rule(*PLANNING, *TORCH, "capture", "lower", "runtime", "model", torch=True),
+    "api": rule(*STAGES, "model", "planner", torch=True),
     # Commands parse, call the api and print; they also start processes, name models of
     # the zoo and write pages and timelines, but touch no stage between capture and lowering.
     "cli": rule(*DATA, "api", "__init__", "report", "runtime", "simulate", "task", "zoo"),

@@ -3,288 +3,45 @@
 from __future__ import annotations
 
 import functools
-import threading
-import time
-import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from meshwright._version import __version__
-from meshwright.capture.batch import BatchSpec, batch_spec, describe_leaves
-from meshwright.capture.blueprint import Blueprint, blueprint
+from meshwright.capture.batch import batch_spec, describe_leaves
 from meshwright.capture.copying import copy_for_real
 from meshwright.capture.loss import run_loss
 from meshwright.capture.meta import weights_on_meta
-from meshwright.capture.trace import Captured, capture
 from meshwright.cluster.mesh import Mesh
 from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.types import Cluster, Profile
 from meshwright.cost.breakdown import Spent, breakdown
-from meshwright.cost.flops import op_flops
-from meshwright.cost.interval import step_interval
-from meshwright.cost.memory import optimizer_cost
 from meshwright.errors import MeshwrightError, PlanError, UsageError
 from meshwright.layout.assignment import assign
-from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.layout.origins import origins
 from meshwright.layout.remarks import remarks
 from meshwright.lower.lower import lower
-from meshwright.lower.probing import Probing, probing
 from meshwright.lower.special_random import RANDOM
 from meshwright.lower.user_rules import register_rule as register_rule
+from meshwright.model import SHAPES_KEPT as SHAPES_KEPT
+from meshwright.model import Model as Model
 from meshwright.plan.check import check_devices, check_executable, check_plan
 from meshwright.plan.file import load_plan
-from meshwright.plan.types import Alternative, Pipeline, Plan, Prediction, RandomNumbers
-from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
-from meshwright.program.types import Program
+from meshwright.plan.types import Plan, RandomNumbers
+from meshwright.planner import plan as plan
+from meshwright.planner import predict, tokens_of
 from meshwright.runtime.comm import Communicator, connect
 from meshwright.runtime.compare import Comparison, compare
 from meshwright.runtime.job import Compiled, Job
 from meshwright.runtime.lockstep import run_lockstep
-from meshwright.runtime.microbatch import batch_size, microbatch_of
 from meshwright.runtime.reference import Reference
 from meshwright.runtime.trainer import OptimizerFactory
 from meshwright.runtime.worker import init_process
-from meshwright.search.search import search
-from meshwright.search.strategy import parse_strategy
-from meshwright.search.types import Candidate, Evaluated
 from meshwright.simulate.step import simulate
 from meshwright.simulate.types import Simulation
 from meshwright.task import Task
-
-Progress = Callable[[str], None]
-
-SHAPES_KEPT = 8  # programs of so many microbatch shapes are kept
-
-
-@dataclass
-class Model:
-    """A task with what capture learned of it: the Program of each microbatch shape, once.
-
-    Ranks that are threads of one process share a Model, hence the lock.
-    """
-
-    task: Task
-    capture_s: float = 0.0
-    blueprint: Blueprint = field(init=False)
-    prober: Probing = field(init=False)
-    captures: int = field(init=False, default=0)
-    _captured: dict[Hashable, tuple[Captured, Analysis]] = field(init=False, default_factory=dict)
-    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        started = time.perf_counter()
-        self.blueprint = blueprint(self.task.model)
-        self.prober = probing()
-        self.capture_s += time.perf_counter() - started
-
-    @property
-    def global_batch(self) -> int:
-        return batch_size(self.spec.flatten(self.task.batch))
-
-    @property
-    def spec(self) -> BatchSpec:
-        return batch_spec(self.task.batch)
-
-    def captured(self, batch: Any) -> tuple[Captured, Analysis]:
-        """The Program for batches shaped like `batch`; the eight shapes used last are kept.
-
-        Warns from the ninth capture on: a shape that was dropped is captured again.
-        """
-        leaves = self.spec.flatten(batch)
-        key = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves.values())
-        with self._lock:
-            found = self._captured.pop(key, None)
-            if found is None:
-                made = capture(self.task, batch=batch, blueprint=self.blueprint)
-                self.capture_s += made.seconds
-                self.captures += 1
-                found = (made, Analysis(made.program, self.prober))
-                if self.captures > SHAPES_KEPT:
-                    warnings.warn(
-                        f"This is capture {self.captures}, for {describe_leaves(batch)}; it took "
-                        f"{made.seconds:.1f} s, and the programs of {SHAPES_KEPT} shapes are kept. "
-                        "Pad batches to a few shapes, or bucket them by length.",
-                        stacklevel=2,
-                    )
-            self._captured[key] = found
-            while len(self._captured) > SHAPES_KEPT:
-                self._captured.pop(next(iter(self._captured)))
-            return found
-
-    def materialize(self, seed: int, keep: Callable[[str, Tensor], Tensor]) -> Mapping[str, Tensor]:
-        """Initial parameters and buffers, each handed whole to `keep`, which cuts its part."""
-        with self._lock:
-            return self.blueprint.materialize(seed, keep)
-
-    def microbatch(self, count: int) -> tuple[Captured, Analysis]:
-        """The Program of one of `count` microbatches of the example batch."""
-        return self.captured(microbatch_of(self.task.batch, self.global_batch // count))
-
-
-def plan(
-    task: Task,
-    cluster: str | Cluster = "local:4",
-    strategy: str = "auto",
-    *,
-    microbatches: int | None = None,
-    clip_norm: float | None = None,
-    optimizer: str = "adamw",
-    rng: RandomNumbers = "exact",
-    profile: Profile | None = None,
-    model: Model | None = None,
-    progress: Progress | None = None,
-) -> Plan:
-    """A plan for one training step of `task` on `cluster`. Needs no process group and no weights.
-
-    cluster: as in `local:4` or `16x8:h100-sxm`, or a Cluster.
-    strategy: `auto`, or a composition such as `data=2,tensor=2,zero=1`.
-    microbatches: into how many the global batch is cut; None leaves it to the strategy.
-    clip_norm: bound on the global norm of the gradients; None clips nothing.
-    optimizer: whose state and time are counted, by name as in `adamw` or `sgd`.
-    rng: how random ops draw. `exact` draws by global position, the same numbers under every
-        plan; `fast` by each device's own generator, where replicas of a part draw alike.
-    profile: what `calibrate` measured on this machine, for a `local` cluster.
-
-    Raises UsageError for bad input, NoPlanFits when memory does not suffice,
-    CaptureError when the model can't be captured.
-    """
-    say = progress or (lambda message: None)
-    where = parse_cluster(cluster, profile) if isinstance(cluster, str) else cluster
-    wanted = parse_strategy(strategy)
-    if microbatches is not None:
-        if wanted.microbatches not in (None, microbatches):
-            raise UsageError(
-                f"The strategy asks for {wanted.microbatches} microbatches, the call for "
-                f"{microbatches}.",
-                "Say it once.",
-            )
-        wanted = replace(wanted, microbatches=microbatches)
-    optimizer_cost(optimizer)
-    if rng not in get_args(RandomNumbers):
-        raise UsageError(
-            f"rng is '{rng}'.", "Give exact (the same numbers under every plan) or fast."
-        )
-    if clip_norm is not None and not 0 < clip_norm < float("inf"):
-        raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
-    model = model or Model(task)
-    model.prober.say = say
-    say("capturing the step")
-    program = model.microbatch(1)[0].program
-    started, captured_before = time.perf_counter(), model.capture_s
-    batch = model.global_batch
-
-    cut: dict[str, Pipeline | None] = {}  # by candidate
-
-    def evaluate(candidate: Candidate) -> Prediction:
-        say(f"costing {candidate.name}")
-        lowered = _lower(model, candidate, clip_norm is not None)
-        result = simulate(
-            lowered, where, microbatches=candidate.microbatches, optimizer=optimizer,
-            pipeline=candidate.pipeline, recompute=candidate.recompute, memory_curve=False,
-        )  # fmt: skip
-        cut[candidate.name] = result.pipeline
-        program = model.microbatch(candidate.microbatches)[0].program
-        return predict(result, program, candidate.microbatches, where)
-
-    found = search(
-        wanted,
-        where.size,
-        where.memory_bytes,
-        batch,
-        lambda count: model.microbatch(count)[1],
-        evaluate,
-    )
-    search_s = time.perf_counter() - started - (model.capture_s - captured_before)
-    best = found.best.candidate
-    started = time.perf_counter()
-    lowered = _lower(model, best, clip_norm is not None)
-    lower_s = time.perf_counter() - started
-    return Plan(
-        meshwright_version=__version__,
-        model=task.name,
-        program=fingerprint(model.microbatch(best.microbatches)[0].program),
-        parameters_fingerprint=parameters_fingerprint(program),
-        cluster=where.text,
-        strategy=best.name if wanted.auto else strategy,
-        mesh=dict(best.mesh.axes),
-        microbatches=best.microbatches,
-        global_batch=batch,
-        clip_norm=clip_norm,
-        optimizer=optimizer,
-        rng=rng,
-        decisions=best.decisions,
-        parameters=best.parameters,
-        pipeline=cut[best.name],
-        recompute=best.recompute,
-        predicted=found.best.prediction,
-        origins=origins(lowered, best.microbatches),
-        remarks=remarks(model.microbatch(best.microbatches)[1], lowered),
-        why=found.why,
-        alternatives=(*(_alternative(other) for other in found.others),),
-        capture_s=model.capture_s,
-        search_s=search_s,
-        lower_s=lower_s,
-    )
-
-
-def _alternative(item: Evaluated) -> Alternative:
-    return Alternative(
-        **item.prediction.model_dump(),
-        strategy=item.candidate.name,
-        mesh=dict(item.candidate.mesh.axes),
-        microbatches=item.candidate.microbatches,
-        fits=item.fits,
-    )
-
-
-def _lower(model: Model, candidate: Candidate, clip: bool) -> LoweredProgram:
-    analysis = model.microbatch(candidate.microbatches)[1]
-    assignment = assign(analysis, candidate.mesh, candidate.decisions, candidate.parameters, clip)
-    return lower(analysis, assignment, candidate.mesh.coordinate(0))
-
-
-def predict(
-    result: Simulation, program: Program, microbatches: int, cluster: Cluster
-) -> Prediction:
-    """What the simulation says, with rates: tokens (or examples) and model FLOPs per second."""
-    flops = microbatches * sum(op_flops(op, program.values) for op in program.ops)
-    tokens = microbatches * tokens_of(program)
-    return Prediction(
-        step_time_s=result.step_time_s,
-        step_time_interval_s=step_interval(
-            cluster,
-            result.step_time_s,
-            compute_s=result.compute_s,
-            collectives_s=result.communication_s,
-            optimizer_s=result.optimizer_s,
-        ),
-        peak_memory_bytes=result.peak_memory_bytes,
-        tokens_per_s=tokens / result.step_time_s if result.step_time_s else None,
-        mfu=flops / (result.step_time_s * cluster.peak_flops) if result.step_time_s else None,
-        collectives=result.collectives,
-        compute_s=result.compute_s + result.optimizer_s,
-        communication_s=result.communication_s,
-        memory=result.memory,
-    )
-
-
-def tokens_of(program: Program) -> int:
-    """Tokens of one microbatch: elements of the first batch leaf that holds token numbers.
-
-    A model without one counts examples.
-    """
-    leaves = [program.values[item.value] for item in program.inputs_of("batch")]
-    for leaf in leaves:
-        if leaf.dtype in ("int64", "int32") and len(leaf.shape) >= 2:
-            return leaf.numel
-    return leaves[0].shape[0] if leaves and leaves[0].shape else 1
 
 
 def predict_again(
