@@ -30,6 +30,7 @@ STRATEGIES = (
     "tensor",
     "data=2,tensor=2",
     "data=2,tensor=2,zero=3",
+    "replica=2,data=2,zero=3",
     "auto",
 )
 MODELS = {

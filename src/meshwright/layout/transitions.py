@@ -33,7 +33,8 @@ def transition(source: Layout, target: Layout) -> tuple[Step, ...]:
     """Steps that turn `source` into `target`, both with cuts in mesh order.
 
     Local cuts come first since they shrink what later steps move; then pending
-    reductions, each straight into the cut that the target wants; then moves of
+    reductions, each straight into the cut that the target wants, and whole ones
+    of what those leave; then moves of
     a cut from one place to another; gathers come last. A step that others stand
     in the way of waits for them: axes that cut the same part of a dim nest, so
     the innermost is gathered first and the outermost cut first.
@@ -57,9 +58,11 @@ def _next(now: Layout, target: Layout) -> Step | None:
         free = now.split(axis) is None and now.reduction(axis) is None
         if free and _placeable(now, target, axis, split):
             return Step("shard", axis, now.with_shard(axis, split), cut=split)
-    for axis, reduce in now.partial:
-        if target.reduction(axis) is not None:
-            continue
+    # Of one kind, those that leave a part come first: the others then reduce that part alone.
+    pending = [item for item in now.partial if target.reduction(item[0]) is None]
+    if len({reduce for _, reduce in now.partial}) == 1:
+        pending.sort(key=lambda item: target.split(item[0]) is None)
+    for axis, reduce in pending:
         wanted = target.split(axis)
         if wanted is None:
             return Step("all_reduce", axis, now.without(axis), reduce)

@@ -378,8 +378,22 @@ class Lowering:
         for path in self.gradient_of[value]:
             parameter = self.assignment.parameters[path]
             if parameter.residency in ("microbatch", "use"):
-                local = self.b.convert(local, parameter.storage, _REDUCE)
+                local = self.b.convert(local, self._reduced_into(local, parameter), _REDUCE)
             self.accumulated[path] = local
+
+    def _reduced_into(self, gradient: str, parameter: Parameter) -> Layout:
+        """What a gradient is brought to in each microbatch: cut as its parameter is stored.
+
+        Sums over axes that the storage isn't cut over wait for the end of the step: the parts
+        that devices add up are no smaller after them.
+        """
+        pending = self.b.whole[gradient].layout.partial
+        cut = [axis for axis, _ in parameter.storage.shards]
+        if not all(reduce == "sum" for _, reduce in pending):
+            return parameter.storage
+        return Layout(
+            parameter.storage.shards, tuple(item for item in pending if item[0] not in cut)
+        )
 
     def _finish_gradients(self) -> None:
         """Gradients that no backward op makes: a forward value, or the tangent itself."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import StrategyError
@@ -22,6 +23,10 @@ from meshwright.search.axis_sequence import decisions as sequence_decisions
 from meshwright.search.tensor import tensor_groups
 from meshwright.search.types import Candidate
 
+IDLE = "idle"  # the mesh axis of devices that all compute the same
+
+_WHY_CUT = {"tensor": "cut along one matrix product and summed after the next"}
+
 RESIDENCY: dict[int, Residency] = {0: "always", 1: "step", 2: "microbatch", 3: "use"}
 
 
@@ -36,32 +41,44 @@ def candidate(
     pipeline: Pipeline | None = None,
     recompute: Recompute = "none",
     name: str | None = None,
+    groups: Mapping[str, Sequence[Group]] = MappingProxyType({}),
+    kept: Mapping[str, tuple[Residency, tuple[str, ...]]] = MappingProxyType({}),
 ) -> Candidate:
     """The candidate of a composition of axes and ZeRO.
+
+    groups: of parameters, to be cut over an axis; over `tensor` in place of the usual ones,
+    over others beside what those cut. kept: residency and storage axes by a parameter's
+    path, where they are not those of `zero`. Over the axis `idle` nothing is cut.
 
     Raises StrategyError when the batch can't be divided, or an axis has nothing to cut.
     """
     decide: dict[str, Callable[[int], list[Decision]]] = {
-        "data": lambda parts: _data(analysis, parts, microbatches),
+        "replica": lambda parts: _batch(analysis, mesh, "replica", microbatches),
+        "data": lambda parts: _batch(analysis, mesh, "data", microbatches),
         "context": lambda parts: axis_context.decisions(analysis, parts, attention),
         "spatial": lambda parts: axis_spatial.decisions(analysis, parts),
         "edge": lambda parts: axis_edge.decisions(analysis, parts),
         "expert": lambda parts: axis_expert.decisions(analysis, parts),
-        "tensor": lambda parts: _tensor(analysis, parts, sequence),
+        "tensor": lambda parts: _tensor(analysis, parts, sequence, groups.get("tensor")),
     }
     sizes = dict(mesh.axes)
     decisions: list[Decision] = []
     for axis, parts in mesh.axes:
-        if parts > 1 and axis != STAGE:
+        if parts > 1 and axis not in (STAGE, IDLE):
             decisions += decide[axis](parts)
+            if axis != "tensor":
+                decisions += [_decision(analysis, group, axis) for group in groups.get(axis, ())]
     parameters = {}
     axes = ("data",) if zero and sizes.get("data", 1) > 1 else ()
     for item in analysis.program.inputs_of("parameter"):
         residency = RESIDENCY[zero] if item.trainable or zero == 3 else "always"
         if not axes:
             residency = "always"
+        stored_over = axes
+        if item.path in kept:
+            residency, stored_over = kept[item.path]
         parameters[item.path] = ParameterPlan(
-            residency=residency, storage_axes=axes if residency != "always" else ()
+            residency=residency, storage_axes=stored_over if residency != "always" else ()
         )
     stored = assign(analysis, mesh, tuple(decisions), parameters).parameters
     return Candidate(
@@ -113,8 +130,14 @@ def name_of(
     return ",".join(parts)
 
 
-def _data(analysis: Analysis, parts: int, microbatches: int) -> list[Decision]:
-    """Cut the batch: every leaf whose first dim is that of the first leaf, as microbatches do."""
+def _batch(analysis: Analysis, mesh: Mesh, axis: str, microbatches: int) -> list[Decision]:
+    """Cut the batch: every leaf whose first dim is that of the first leaf, as microbatches do.
+
+    Over `data`, and outside it over `replica`: whatever the residency, parameters are stored
+    over `data` alone, and every replica of the data axis has all of them (MiCS, HSDP).
+    """
+    sizes = dict(mesh.axes)
+    parts = sizes.get("replica", 1) * sizes.get("data", 1)
     leaves = [
         (item, analysis.program.values[item.value])
         for item in analysis.program.inputs_of("batch")
@@ -133,19 +156,21 @@ def _data(analysis: Analysis, parts: int, microbatches: int) -> list[Decision]:
                 + (f"{value.shape[0]} a microbatch, " if microbatches > 1 else "")
                 + f"which {parts} data-parallel devices can't divide.",
                 f"Use a global batch that is a multiple of {parts * microbatches}, or a smaller "
-                "data axis.",
+                f"{axis} axis.",
             )
         decisions.append(
             Decision(
-                axis="data", value=item.path, dim=0,
+                axis=axis, value=item.path, dim=0,
                 why=f"the batch is divided; gradients are summed over the axis{note}",
             )
         )  # fmt: skip
     return decisions
 
 
-def _tensor(analysis: Analysis, parts: int, sequence: bool) -> list[Decision]:
-    groups = tensor_groups(analysis, parts)
+def _tensor(
+    analysis: Analysis, parts: int, sequence: bool, groups: Sequence[Group] | None
+) -> list[Decision]:
+    groups = tensor_groups(analysis, parts) if groups is None else groups
     if not groups:
         raise StrategyError(
             f"Nothing in this model can be cut over a tensor axis of {parts} devices.",
@@ -156,7 +181,7 @@ def _tensor(analysis: Analysis, parts: int, sequence: bool) -> list[Decision]:
     return [*decisions, *sequence_decisions(analysis, parts)] if sequence else decisions
 
 
-def _decision(analysis: Analysis, group: Group) -> Decision:
+def _decision(analysis: Analysis, group: Group, axis: str = "tensor") -> Decision:
     """A group by the first parameter that it cuts, which a reader knows by name."""
     program = analysis.program
     for item in program.inputs_of("parameter"):
@@ -172,8 +197,8 @@ def _decision(analysis: Analysis, group: Group) -> Decision:
         ]
         shared = f", with {', '.join(others[:3])}" if others else ""
         return Decision(
-            axis="tensor", value=item.path, dim=split.dim, outer=split.outer,
+            axis=axis, value=item.path, dim=split.dim, outer=split.outer,
             extent=None if whole else split.extent,
-            why=f"cut along one matrix product and summed after the next{shared}",
+            why=f"{_WHY_CUT.get(axis, 'cut beside the batch, which is exchanged for it')}{shared}",
         )  # fmt: skip
     raise AssertionError("a tensor group cuts a parameter")

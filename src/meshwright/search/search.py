@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import NoPlanFits, StrategyError
@@ -112,7 +113,8 @@ def _counts(strategy: Strategy, global_batch: int) -> Iterator[int]:
 
 def _for_stages(strategy: Strategy, global_batch: int) -> int:
     """Up to four microbatches a stage, which leave it idle for less than a fifth of the step."""
-    stages, data = strategy.axes[STAGE], max(strategy.axes.get("data", 1), 1)
+    stages = strategy.axes[STAGE]
+    data = prod(max(strategy.axes.get(name, 1), 1) for name in ("replica", "data"))
     counts = [
         count
         for count in range(1, 4 * stages + 1)

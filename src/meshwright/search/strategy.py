@@ -14,7 +14,8 @@ from meshwright.cluster.mesh import Mesh
 from meshwright.errors import StrategyError
 from meshwright.plan.types import STAGE, Pipeline, Recompute, Schedule
 
-AXES = ("stage", "data", "context", "spatial", "edge", "expert", "tensor")  # outermost first
+# Outermost first.
+AXES = ("stage", "idle", "replica", "data", "context", "spatial", "edge", "expert", "tensor")
 ATTENTION = ("gather", "ring")
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
