@@ -74,7 +74,7 @@ def candidate(
         residency = RESIDENCY[zero] if item.trainable or zero == 3 else "always"
         if not axes:
             residency = "always"
-        stored_over = axes
+        stored_over: tuple[str, ...] = axes
         if item.path in kept:
             residency, stored_over = kept[item.path]
         parameters[item.path] = ParameterPlan(
