@@ -95,21 +95,28 @@ def _measured(
     if family == "opaque":
         flops, nbytes, launches = counted(op)
         moved = streaming_seconds(max(nbytes, op_bytes(op, values)), profile)
-        return launches * profile.op_overhead_s + max(_compute_seconds(flops, 1.0, profile), moved)
+        return launches * profile.op_overhead_s + max(curve_seconds(flops, 1.0, profile), moved)
     if renames:
         return profile.op_overhead_s / profile.family_rate.get("view", _VIEW_RATE)
-    rate = profile.family_rate.get(family, 1.0)
-    if "_backward" in op.target:
-        rate = profile.family_rate.get(f"{family}_backward", rate)
+    rate = curve_rate(op, values, profile, family)
     streaming = streaming_seconds(op_bytes(op, values), profile)
     if family in COMPUTE_BOUND:
         flops = op_flops(op, values)
         if family == "attention" and profile.device == "cpu" and is_causal(op):
             flops *= _unskipped(op, values)
+        return max(curve_seconds(flops, rate, profile), streaming)
+    return profile.op_overhead_s + max(streaming - profile.op_overhead_s, 0.0) / rate
+
+
+def curve_rate(op: Op, values: Mapping[str, Value], profile: Profile, family: Family) -> float:
+    """Speed of an op of `family` as a multiple of what the profile's curves say."""
+    rate = profile.family_rate.get(family, 1.0)
+    if "_backward" in op.target:
+        rate = profile.family_rate.get(f"{family}_backward", rate)
+    if family in COMPUTE_BOUND:
         dtype = next((values[item].dtype for item in op.operands()), profile.matmul_dtype)
         rate *= profile.dtype_rate.get(dtype, 1.0) if dtype != profile.matmul_dtype else 1.0
-        return max(_compute_seconds(flops, rate, profile), streaming)
-    return profile.op_overhead_s + max(streaming - profile.op_overhead_s, 0.0) / rate
+    return rate
 
 
 def _fitted(
@@ -152,7 +159,8 @@ def host_seconds(ops: float, profile: Profile, constants: Constants | None = Non
     return ops * (constants or default_constants()).host_launch_s
 
 
-def _compute_seconds(flops: float, rate: float, profile: Profile) -> float:
+def curve_seconds(flops: float, rate: float, profile: Profile) -> float:
+    """Seconds of `flops` by the profile's curve of products, `rate` times as fast."""
     launch = profile.op_overhead_s
     plain = interpolate(profile.matmul, max(flops, 1.0))
     # A slower kernel or dtype slows the arithmetic, not the launch.
