@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -23,6 +23,7 @@ from meshwright.model import Model
 from meshwright.plan.types import Alternative, Pipeline, Plan, Prediction, RandomNumbers
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
 from meshwright.program.types import Program
+from meshwright.search.constraints import parse as parse_constraints
 from meshwright.search.search import search
 from meshwright.search.strategy import parse_strategy
 from meshwright.search.types import Candidate, Evaluated
@@ -45,6 +46,7 @@ def plan(
     profile: Profile | None = None,
     model: Model | None = None,
     progress: Progress | None = None,
+    constraints: Sequence[str] = (),
 ) -> Plan:
     """A plan for one training step of `task` on `cluster`. Needs no process group and no weights.
 
@@ -56,6 +58,8 @@ def plan(
     rng: how random ops draw. `exact` draws by global position, the same numbers under every
         plan; `fast` by each device's own generator, where replicas of a part draw alike.
     profile: what `calibrate` measured on this machine, for a `local` cluster.
+    constraints: what the plan has to obey, as in `layout head.weight=0:tensor` or
+        `forbid zero=3`; see `meshwright.search.constraint_texts`.
 
     Raises UsageError for bad input, NoPlanFits when memory does not suffice,
     CaptureError when the model can't be captured.
@@ -71,6 +75,7 @@ def plan(
                 "Say it once.",
             )
         wanted = replace(wanted, microbatches=microbatches)
+    obeyed = parse_constraints(constraints)
     optimizer_cost(optimizer)
     if rng not in get_args(RandomNumbers):
         raise UsageError(
@@ -105,6 +110,7 @@ def plan(
         batch,
         lambda count: model.microbatch(count)[1],
         evaluate,
+        obeyed,
     )
     search_s = time.perf_counter() - started - (model.capture_s - captured_before)
     best = found.best.candidate
@@ -132,6 +138,7 @@ def plan(
         origins=origins(lowered, best.microbatches),
         remarks=remarks(model.microbatch(best.microbatches)[1], lowered),
         why=found.why,
+        constraints=obeyed.texts,
         alternatives=(*(_alternative(other) for other in found.others),),
         capture_s=model.capture_s,
         search_s=search_s,

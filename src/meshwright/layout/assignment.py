@@ -32,6 +32,7 @@ class Assignment:
     held: for an axis with a decision beside others, how those cut each op; None for a
     view of what such an op needs whole.
     ring: axes over which attention passes keys and values on.
+    fixed: values that were asked to lie so, with their cut over an axis, None where it is none.
     """
 
     mesh: Mesh
@@ -40,6 +41,7 @@ class Assignment:
     clip: bool = False
     held: Mapping[str, Mapping[str, FactorCut | None]] = field(default_factory=dict)
     ring: frozenset[str] = frozenset()
+    fixed: Mapping[str, Mapping[str, Split | None]] = field(default_factory=dict)
 
     def layout_of(self, value: str) -> Layout:
         """The layout that the assigned groups want for a value."""
@@ -67,6 +69,11 @@ def assign(
     """
     wanted: dict[str, dict[str, Split]] = {axis: {} for axis in mesh.names}
     held: dict[str, dict[str, FactorCut]] = {axis: {} for axis in mesh.names}
+    fixed = _fixed(analysis, decisions)
+    for value, axes in fixed.items():
+        for axis, split in axes.items():
+            if split is not None and axis in wanted:
+                wanted[axis][value] = split
     for decision in decisions:
         seed = resolve(analysis, decision)
         if decision.axis not in wanted:
@@ -81,6 +88,8 @@ def assign(
                 f"{decision.value}, but the axis has {mesh.extent(decision.axis)}.",
                 "Devices are counted from 0: correct the owner in the plan, or plan again.",
             )
+        if decision.fixed == "whole":
+            continue
         group = analysis.group(*seed)
         members = group.members
         if decision.beside:
@@ -89,6 +98,8 @@ def assign(
             if not decision.beside:
                 held[decision.axis].setdefault(op, cut)
         for value, split in members.items():
+            if decision.axis in fixed.get(value, ()):
+                continue  # it lies as was asked for
             kept = wanted[decision.axis].setdefault(value, split)
             if kept == split:
                 for axis in mesh.names:
@@ -104,7 +115,27 @@ def assign(
         clip,
         {axis: _with_views(analysis, cuts) for axis, cuts in held.items() if axis in beside},
         frozenset(item.axis for item in decisions if item.attention == "ring"),
+        fixed,
     )
+
+
+def _fixed(
+    analysis: Analysis, decisions: tuple[Decision, ...]
+) -> dict[str, dict[str, Split | None]]:
+    """By value and axis, the cut that was asked for; None for whole."""
+    found: dict[str, dict[str, Split | None]] = {}
+    for item in decisions:
+        if item.fixed is not None:
+            value, split = resolve(analysis, item)
+            found.setdefault(value, {})[item.axis] = split if item.fixed == "cut" else None
+    for value, axes in found.items():
+        splits = [split for split in axes.values() if split is not None]
+        if not all(compatible(one, other) for one in splits for other in splits):
+            raise PlanError(
+                f"The plan fixes two cuts of {value} that don't nest.",
+                "Leave out one of them, or plan again.",
+            )
+    return found
 
 
 def _beside(

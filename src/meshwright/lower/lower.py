@@ -177,7 +177,8 @@ class Lowering:
         residencies = tuple(
             (p.compute, p.storage, p.residency) for p in (*parameters, *([own] if own else ()))
         )
-        return residencies, self.ragged.busy(value), waits(self.analysis, value)
+        fixed = self.assignment.fixed.get(value)
+        return residencies, self.ragged.busy(value), waits(self.analysis, value), fixed
 
     def find(self, value: str) -> str:
         """The local name of a value in the current phase, gathering a parameter at first use."""
@@ -307,10 +308,20 @@ class Lowering:
             if result is None or layout is None:
                 local.append(None)
                 continue
+                if result in self.assignment.fixed:
+                    local = self._as_asked(result, local, op.source)
             value = self.program.values[result]
             storage = None
             if value.is_view:
                 storage = next(
+    def _as_asked(self, value: str, local: str, source: Source) -> str:
+        """A result brought to how it was asked to lie, over the axes of which something was."""
+        layout = self.b.whole[local].layout
+        for axis, split in self.assignment.fixed[value].items():
+            layout = layout.without(axis)
+            layout = layout if split is None else layout.with_shard(axis, split)
+        return self.b.convert(local, layout, source)
+
                     (
                         self.b.values[mine].storage
                         for name, mine in zip(names, operands, strict=True)

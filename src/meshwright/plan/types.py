@@ -47,6 +47,8 @@ class Decision(Record):
 
     axis: str
     value: str
+    fixed: what was asked for of `value` itself, before all groups: `cut`, that it lies so;
+    `whole`, that it is not cut over the axis, and dim says nothing.
     dim: int
     outer: int = 1
     extent: int | None = None
@@ -57,6 +59,7 @@ class Decision(Record):
 
 
 class ParameterCut(Record):
+    fixed: Literal["cut", "whole"] | None = None
     """One cut of a parameter as it is stored; see `Decision` for outer, extent and owner."""
 
     axis: str

@@ -20,6 +20,7 @@ from meshwright.plan.types import (
 )
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
 from meshwright.search.axis_sequence import decisions as sequence_decisions
+from meshwright.search.constraints import NONE, Constraints, apply
 from meshwright.search.tensor import tensor_groups
 from meshwright.search.types import Candidate
 
@@ -43,14 +44,17 @@ def candidate(
     name: str | None = None,
     groups: Mapping[str, Sequence[Group]] = MappingProxyType({}),
     kept: Mapping[str, tuple[Residency, tuple[str, ...]]] = MappingProxyType({}),
+    constraints: Constraints = NONE,
 ) -> Candidate:
     """The candidate of a composition of axes and ZeRO.
 
     groups: of parameters, to be cut over an axis; over `tensor` in place of the usual ones,
     over others beside what those cut. kept: residency and storage axes by a parameter's
     path, where they are not those of `zero`. Over the axis `idle` nothing is cut.
+    constraints: what all of that is changed for, last.
 
-    Raises StrategyError when the batch can't be divided, or an axis has nothing to cut.
+    Raises StrategyError when a constraint does not go with it, the batch can't be divided, or an
+    axis has nothing to cut.
     """
     decide: dict[str, Callable[[int], list[Decision]]] = {
         "replica": lambda parts: _batch(analysis, mesh, "replica", microbatches),
@@ -80,10 +84,11 @@ def candidate(
         parameters[item.path] = ParameterPlan(
             residency=residency, storage_axes=stored_over if residency != "always" else ()
         )
-    stored = assign(analysis, mesh, tuple(decisions), parameters).parameters
+    obeying, parameters = apply(constraints, analysis, mesh, decisions, parameters)
+    stored = assign(analysis, mesh, obeying, parameters).parameters
     return Candidate(
         name or name_of(mesh, zero, sequence, attention),
-        mesh, zero, microbatches, tuple(decisions),
+        mesh, zero, microbatches, obeying,
         {path: _as_stored(plan, stored[path]) for path, plan in parameters.items()},
         pipeline, recompute,
     )  # fmt: skip

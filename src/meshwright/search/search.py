@@ -13,6 +13,7 @@ from math import prod
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import NoPlanFits, StrategyError
 from meshwright.plan.types import STAGE
+from meshwright.search.constraints import NONE, Constraints, resolve
 from meshwright.search.named import candidate, name_of
 from meshwright.search.strategy import Strategy, factorisations, mesh_for, pipeline_of
 from meshwright.search.types import AnalysisFor, Candidate, Evaluate, Evaluated
@@ -35,17 +36,21 @@ def search(
     global_batch: int,
     analysis_for: AnalysisFor,
     evaluate: Evaluate,
+    constraints: Constraints = NONE,
 ) -> Found:
-    """The fastest candidate that fits the memory of one device.
+    """The fastest candidate that fits the memory of one device and obeys the constraints.
 
     Raises StrategyError when the strategy can't be laid out, NoPlanFits when
     nothing fits: it says what came closest, by how much, and what would fit.
     """
+    strategy = constraints.narrow(strategy, devices)
     left_out: list[tuple[str, str]] = []
     evaluated: list[Evaluated] = []
     for microbatches in _counts(strategy, global_batch):
         analysis = analysis_for(microbatches)
-        for mesh, zero in _space(strategy, devices):
+        resolve(constraints, analysis)
+        for unordered, zero in _space(strategy, devices):
+            mesh = constraints.ordered(unordered)
             pipeline, recompute = pipeline_of(strategy, mesh), strategy.recompute
             try:
                 made = candidate(
@@ -56,6 +61,7 @@ def search(
                         mesh, zero, strategy.sequence, strategy.attention, pipeline, recompute
                     )
                     + (f",microbatches={microbatches}" if microbatches > 1 else ""),
+                    constraints=constraints,
                 )  # fmt: skip
             except StrategyError as error:
                 if not strategy.auto:
