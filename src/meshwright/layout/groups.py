@@ -16,6 +16,7 @@ from functools import cached_property
 from meshwright.layout.ragged import Lists
 from meshwright.layout.types import Split
 from meshwright.program.types import Op, Program
+from meshwright.rules.factory import SHAPE_ALONE
 from meshwright.rules.registry import rules_of
 from meshwright.rules.types import Dims, FactorCut, OpRule
 from meshwright.rules.user import Prober
@@ -81,6 +82,28 @@ class Analysis:
     @cached_property
     def by_name(self) -> Mapping[str, Op]:
         return {op.name: op for op in self.program.ops}
+
+    @cached_property
+    def summed_first(self) -> frozenset[str]:
+        """Values of which a pending sum is best taken before they are used.
+
+        Several ops use them and one, maybe by way of views, can't work on a term: were the
+        others given terms, each would have its own to reduce.
+        """
+        users: dict[str, set[str]] = {}
+        whole: set[str] = set()  # somewhere down its views it is needed whole
+        values = self.program.values
+        for op in reversed(self.program.ops):
+            if op.target in SHAPE_ALONE:
+                continue
+            rule = self.rules[op.name]
+            made = next((name for name in op.results if name is not None), None)
+            for position, name in enumerate(self.operands[op.name]):
+                users.setdefault(name, set()).add(op.name)
+                alone = rule.linear == "none" or (rule.linear == "unary" and position)
+                if alone or (made in whole and values[made].numel >= values[name].numel):
+                    whole.add(name)
+        return frozenset(name for name in whole if len(users[name]) > 1)
 
     def group(self, value: str, split: Split) -> Group:
         """The group that cuts `value` by `split`."""

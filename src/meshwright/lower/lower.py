@@ -178,7 +178,8 @@ class Lowering:
             (p.compute, p.storage, p.residency) for p in (*parameters, *([own] if own else ()))
         )
         fixed = self.assignment.fixed.get(value)
-        return residencies, self.ragged.busy(value), waits(self.analysis, value), fixed
+        first = value in self.analysis.summed_first
+        return residencies, self.ragged.busy(value), waits(self.analysis, value), first, fixed
 
     def find(self, value: str) -> str:
         """The local name of a value in the current phase, gathering a parameter at first use."""
@@ -232,7 +233,10 @@ class Lowering:
         chosen = self.ragged.unreduced(rule, layouts, chosen)
         self.ragged.terms(op, rule, names, operands, chosen)
         layouts = [self.b.whole[name].layout for name in operands]
-        kept = pending_through(rule, layouts, chosen) | self.ragged.pending(op, layouts, chosen)
+        kept = pending_through(rule, layouts, chosen)
+        if rule.linear == "unary" and names[0] in self.analysis.summed_first:
+            kept = frozenset()
+        kept |= self.ragged.pending(op, layouts, chosen)
         terms = deferred(self.analysis, self.assignment, op, layouts, chosen) - kept
         kept |= terms
         ready = self.ragged.bias(op, rule, names, operands, chosen)
