@@ -78,7 +78,8 @@ RULES: dict[str, Rule] = {
     "runtime": rule(*PLANNING, *TORCH, "lower", "checkpoint", torch=True, distributed=True),
     # For people.
     "report": rule(*DATA, "simulate"),
-    "model": rule(*PLANNING, *TORCH, "capture", "lower", "runtime", torch=True),
+    "outline": rule(*PLANNING, "lower", torch=True),
+    "model": rule(*PLANNING, *TORCH, "capture", "lower", "runtime", "outline", torch=True),
     "planner": rule(*PLANNING, *TORCH, "capture", "lower", "runtime", "model", torch=True),
     "api": rule(*STAGES, "model", "planner", torch=True),
     # Commands parse, call the api and print; they also start processes, name models of

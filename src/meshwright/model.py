@@ -13,9 +13,20 @@ from torch import Tensor
 
 from meshwright.capture.batch import BatchSpec, batch_spec, describe_leaves
 from meshwright.capture.blueprint import Blueprint, blueprint
+from meshwright.capture.shorten import (
+    Shortening,
+    few_of,
+    find,
+    forward_of,
+    has_lists,
+    rolled_up,
+    whole_of,
+)
 from meshwright.capture.trace import Captured, capture
 from meshwright.layout.groups import Analysis
 from meshwright.lower.probing import Probing, probing
+from meshwright.outline import Outline
+from meshwright.program.rolled import Irregular, Rolled, Unrolled
 from meshwright.runtime.microbatch import batch_size, microbatch_of
 from meshwright.task import Task
 
@@ -27,6 +38,8 @@ class Model:
     """A task with what capture learned of it: the Program of each microbatch shape, once.
 
     Ranks that are threads of one process share a Model, hence the lock.
+
+    shorten: planning may look at few of many equal blocks; why_whole: why it does not.
     """
 
     task: Task
@@ -34,6 +47,12 @@ class Model:
     blueprint: Blueprint = field(init=False)
     prober: Probing = field(init=False)
     captures: int = field(init=False, default=0)
+    shorten: bool = field(init=False, default=True)
+    why_whole: str = field(init=False, default="")
+    _shortening: Shortening | None = field(init=False, default=None)
+    _outlines: dict[int, Outline] = field(init=False, default_factory=dict)
+    _forwards: dict[int, Captured] = field(init=False, default_factory=dict)
+    _planning: threading.RLock = field(init=False, default_factory=threading.RLock)
     _captured: dict[Hashable, tuple[Captured, Analysis]] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
@@ -56,8 +75,7 @@ class Model:
 
         Warns from the ninth capture on: a shape that was dropped is captured again.
         """
-        leaves = self.spec.flatten(batch)
-        key = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves.values())
+        key = self._shapes(batch)
         with self._lock:
             found = self._captured.pop(key, None)
             if found is None:
@@ -77,6 +95,10 @@ class Model:
                 self._captured.pop(next(iter(self._captured)))
             return found
 
+    def _shapes(self, batch: Any) -> Hashable:
+        leaves = self.spec.flatten(batch)
+        return tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves.values())
+
     def materialize(self, seed: int, keep: Callable[[str, Tensor], Tensor]) -> Mapping[str, Tensor]:
         """Initial parameters and buffers, each handed whole to `keep`, which cuts its part."""
         with self._lock:
@@ -84,4 +106,82 @@ class Model:
 
     def microbatch(self, count: int) -> tuple[Captured, Analysis]:
         """The Program of one of `count` microbatches of the example batch."""
-        return self.captured(microbatch_of(self.task.batch, self.global_batch // count))
+        return self.captured(self._batch(count))
+
+    # For planning
+
+    def outline(self, count: int) -> Outline:
+        """What planning looks at when the global batch is cut into `count` microbatches."""
+        with self._planning:
+            if count not in self._outlines:
+                self._outlines[count] = self._outlined(count)
+            return self._outlines[count]
+
+    def whole(self, count: int) -> Analysis:
+        """The analysed Program of one of `count` microbatches, of all blocks.
+
+        That of a capture, or worked out from one of few blocks and proven equal.
+        """
+        if self.shorten and self._shapes(self._batch(count)) not in self._captured:
+            try:
+                return self.outline(count).whole
+            except Irregular as error:
+                self.plan_whole(str(error))
+        return self.microbatch(count)[1]
+
+    def plan_whole(self, why: str) -> None:
+        """From here on, planning looks at all blocks."""
+        with self._planning:
+            self.shorten, self.why_whole = False, why
+            self._outlines.clear()
+            self._forwards.clear()
+
+    def _outlined(self, count: int) -> Outline:
+        if self.shorten and self._shortening is None:
+            self._look_for_blocks(count)
+        if self.shorten and self._shortening is not None:
+            started = time.perf_counter()
+            try:
+                rolled = rolled_up(self.task, self._batch(count), self.blueprint, self._shortening)[
+                    0
+                ]
+                few = few_of(rolled)
+            except Irregular as error:
+                self.plan_whole(str(error))
+            else:
+                self.capture_s += time.perf_counter() - started
+                return Outline(
+                    Analysis(few.program, self.prober),
+                    self._shortening.stands_for,
+                    few,
+                    lambda: self._proven(count, rolled),
+                    self.prober,
+                )
+        return Outline(self.microbatch(count)[1])
+
+    def _look_for_blocks(self, count: int) -> None:
+        if not has_lists(self.blueprint.module):
+            self.plan_whole("it has no list of many modules")
+            return
+        started = time.perf_counter()
+        forward = self._forward(count)
+        self._shortening = find(self.blueprint.module, forward)
+        self.capture_s += time.perf_counter() - started
+        if self._shortening is None:
+            self.plan_whole("no modules in a row are equal")
+
+    def _forward(self, count: int) -> Captured:
+        if count not in self._forwards:
+            self._forwards[count] = forward_of(self.task, self._batch(count), self.blueprint)
+        return self._forwards[count]
+
+    def _proven(self, count: int, rolled: Rolled) -> Unrolled:
+        started = time.perf_counter()
+        with self._planning:
+            made = whole_of(rolled, self._forward(count))
+            del self._forwards[count]
+        self.capture_s += time.perf_counter() - started
+        return made
+
+    def _batch(self, count: int) -> Any:
+        return microbatch_of(self.task.batch, self.global_batch // count)

@@ -39,8 +39,9 @@ functionalization, to_functional, from_functional, is_functional
     used around `torch.autograd.grad` and module state.
 forget_value
     a fake made from a literal (`torch.tensor(0)`) remembers its value; a buffer must not.
-current_autograd_node, next_sequence_number
-    which forward op a backward op differentiates.
+current_autograd_node, next_sequence_number, autograd_graph, GraphNode
+    which forward op a backward op differentiates; and the graph that a backward
+    will follow, in the order in which it was made.
 LengthsEnvironment, new_length, length_terms, give_lengths, remember_ops
     symbolic sizes: lengths that are only known when the step runs. PyTorch carries
     them through shapes, views and gradients, and asks when a branch depends on one.
@@ -69,7 +70,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -99,11 +100,13 @@ __all__ = [
     "DynamicOutputShapeException",
     "FakeTensor",
     "FakeTensorMode",
+    "GraphNode",
     "LengthsEnvironment",
     "OpOverload",
     "TorchDispatchMode",
     "TreeSpec",
     "UnsupportedOperatorException",
+    "autograd_graph",
     "checkpoints_may_accumulate",
     "compiling",
     "copy_gradient_hooks",
@@ -211,6 +214,46 @@ def current_autograd_node() -> int | None:
     """Sequence number of the autograd node now running, None outside of a backward."""
     node = torch._C._current_autograd_node()
     return None if node is None else int(node._sequence_nr())
+
+
+class GraphNode(NamedTuple):
+    """A node of autograd's graph. edges: what it passes gradients to, by place in the graph,
+    and which of their inputs; None for nothing. leaf: the tensor whose gradient ends here.
+    function: the object of a user's `autograd.Function`."""
+
+    sequence: int
+    name: str
+    edges: tuple[tuple[int | None, int], ...]
+    leaf: Tensor | None
+    function: Any
+
+
+def autograd_graph(tensor: Tensor) -> list[GraphNode]:
+    """All that a backward from `tensor` runs, leaves first, then in the order of the forward."""
+    seen: dict[int, Any] = {}
+    stack = [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and id(node) not in seen:
+            seen[id(node)] = node
+            stack.extend(following for following, _ in node.next_functions)
+    leaves = [node for node in seen.values() if hasattr(node, "variable")]
+    inner = [node for node in seen.values() if not hasattr(node, "variable")]
+    nodes = [*leaves, *sorted(inner, key=lambda node: int(node._sequence_nr()))]
+    place = {id(node): number for number, node in enumerate(nodes)}
+    return [
+        GraphNode(
+            -1 if hasattr(node, "variable") else int(node._sequence_nr()),
+            node.name(),
+            tuple(
+                (None if following is None else place[id(following)], number)
+                for following, number in node.next_functions
+            ),
+            getattr(node, "variable", None),
+            node if isinstance(node, torch.autograd.function.FunctionCtx) else None,
+        )
+        for node in nodes
+    ]
 
 
 def next_sequence_number() -> int:

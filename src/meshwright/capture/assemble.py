@@ -15,6 +15,7 @@ from meshwright.capture.random import draws
 from meshwright.capture.recorder import RecordedOp, Recording, Slot
 from meshwright.capture.updates import updates_in_forward
 from meshwright.errors import CaptureError
+from meshwright.program.names import Names, op_name, result_name
 from meshwright.program.types import (
     ITEM_BYTES,
     Argument,
@@ -54,8 +55,8 @@ class Outputs:
 
 def assemble(
     recording: Recording, inputs: list[InputSpec], outputs: Outputs, lengths: Ragged
-) -> tuple[Program, dict[str, Tensor]]:
-    """The Program, and the real tensors of its constants by path."""
+) -> tuple[Program, dict[str, Tensor], tuple[int, ...]]:
+    """The Program, the real tensors of its constants by path, and its ops' sequence numbers."""
     tangent = next((item.number for item in inputs if item.kind == "tangent"), None)
     ops = updates_in_forward(
         _with_lengths(recording.ops, lengths), outputs.buffers.items(), tangent, _numbers
@@ -108,7 +109,8 @@ def assemble(
             Assumption(text, source(module, line)) for text, line, module in lengths.taken
         ),
     )
-    return program, {item.path: recording.constants[item.number] for item in constants}
+    real = {item.path: recording.constants[item.number] for item in constants}
+    return program, real, tuple(op.sequence for op in ops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,44 +177,25 @@ def _numbers(args: Any, kwargs: Mapping[str, Any]) -> set[int]:
 
 
 class _Names:
-    """Gives each value a name that stays when other parts of the model change.
-
-    `blocks.0.attn/view.2` is the third `view` of that module's forward; what
-    its backward computes is under `blocks.0.attn/backward/`, and what the loss
-    callable does outside of the model under `loss/`.
-    """
+    """Names of values, by number; see `program.names`."""
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
-        self._repeats: dict[str, int] = {}
-        self._taken: set[str] = set()
+        self._given = Names()
 
     def __getitem__(self, number: int) -> str:
         return self._names[number]
 
-    def _unique(self, wanted: str) -> str:
-        repeat = self._repeats.get(wanted, 0)
-        while True:
-            name = f"{wanted}.{repeat}" if repeat else wanted
-            repeat += 1
-            if name not in self._taken:
-                break
-        self._repeats[wanted] = repeat
-        self._taken.add(name)
-        return name
-
     def give(self, number: int, wanted: str) -> None:
-        self._names[number] = self._unique(wanted)
+        self._names[number] = self._given.give(wanted)
 
     def give_op(self, op: RecordedOp) -> str:
         place = op.module if op.in_model else "loss"
-        parts = [place] if place else []
-        if op.phase == "backward":
-            parts.append("backward")
-        name = self._unique("/".join([*parts, op.func._schema.name.partition("::")[2]]))
+        schema = op.func._schema.name.partition("::")[2]
+        name = self._given.give(op_name(place, op.phase == "backward", schema))
         for index, number in enumerate(op.results):
             if number is not None:
-                self._names[number] = f"{name}:{index}" if index else name
+                self._names[number] = result_name(name, index)
         return name
 
 

@@ -74,6 +74,7 @@ class RecordedOp:
     module: str
     in_model: bool  # false for what the loss callable does outside of the model
     line: Line
+    sequence: int = 0  # of the autograd node that a forward op's next one would be
 
 
 ForeignFake = Callable[[Tensor], Tensor]
@@ -312,6 +313,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             RecordedOp(
                 func, recorded_args, recorded_kwargs, results, returns_tuple,
                 self.phase, module, in_model, line,
+                next_sequence_number() if self.phase == "forward" else 0,
             )
         )  # fmt: skip
         self.ragged.recorded(self.recording.ops[-1])

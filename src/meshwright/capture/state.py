@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from meshwright.torch_private import copy_gradient_hooks, forget_value, to_functional
+
+Without = Mapping[str, frozenset[str]]
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -30,6 +32,27 @@ def restored(module: nn.Module) -> Iterator[None]:
                 current = owner.__dict__[key]
                 current.clear()
                 current.update(table)
+
+
+@contextmanager
+def left_out(module: nn.Module, without: Without) -> Iterator[None]:
+    """Without some members of module lists, the others numbered anew; put back at the end.
+
+    without: keys of members, by the name of the list.
+    """
+    before: list[tuple[dict[str, nn.Module | None], dict[str, nn.Module | None]]] = []
+    for path, dropped in without.items():
+        table = module.get_submodule(path)._modules
+        before.append((table, dict(table)))
+        kept = [child for key, child in table.items() if key not in dropped]
+        table.clear()
+        table.update({str(number): child for number, child in enumerate(kept)})
+    try:
+        yield
+    finally:
+        for table, members in reversed(before):
+            table.clear()
+            table.update(members)
 
 
 def state_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from meshwright.capture.blueprint import blueprint as make_blueprint
 from meshwright.capture.bounds import KnownComparisons
 from meshwright.capture.failures import MOVE_IT_OUT, explained
 from meshwright.capture.frozen import PythonState, carried, warn_of
+from meshwright.capture.graph import Graph, HooksNoted, graph_of
 from meshwright.capture.location import RunningModules
 from meshwright.capture.loss import run_loss
 from meshwright.capture.opaque import Opaques
 from meshwright.capture.ragged_loops import CandidatesForLists
 from meshwright.capture.recorder import Recorder
-from meshwright.capture.state import make_functional, restored, state_tensors
+from meshwright.capture.state import Without, left_out, make_functional, restored, state_tensors
 from meshwright.capture.substitutes import Substitutes, without_values
 from meshwright.capture.values import KnownValuesOnly, NeedsValues
 from meshwright.errors import CaptureError
@@ -51,6 +53,7 @@ class Captured:
     batch: names the batch's leaves and flattens further batches alike.
     seconds: how long the capture took.
     opaque: calls of modules that run as they are, by the name that their ops give.
+    sequences, graph: where asked for, autograd's graph and where the ops lie in it.
     """
 
     program: Program
@@ -59,17 +62,29 @@ class Captured:
     batch: BatchSpec
     seconds: float
     opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
+    sequences: tuple[int, ...] = ()
+    graph: Graph | None = None
 
     @property
     def batch_paths(self) -> tuple[str, ...]:
         return self.batch.paths
 
 
-def capture(task: Task, *, batch: Any = None, blueprint: Blueprint | None = None) -> Captured:
+def capture(
+    task: Task,
+    *,
+    batch: Any = None,
+    blueprint: Blueprint | None = None,
+    without: Without = MappingProxyType({}),
+    graph: bool = False,
+    backward: bool = True,
+) -> Captured:
     """Captures the step of one microbatch: forward, loss and gradients of what is trainable.
 
     batch: the microbatch to capture for, the task's example batch when None;
         only shapes and dtypes count. blueprint: the model's, when already made.
+    without: members of module lists that are left out, by the list's name.
+    graph: note autograd's graph as well. backward: False stops after the loss.
 
     The model runs as it is, in training or evaluation mode. Raises CaptureError
     with the module and source line when the step can't be captured.
@@ -78,31 +93,37 @@ def capture(task: Task, *, batch: Any = None, blueprint: Blueprint | None = None
     batch = task.batch if batch is None else batch
     plan = make_blueprint(task.model) if blueprint is None else blueprint
     spec = batch_spec(batch)
+
+    def traced(announced: AbstractContextManager[None]) -> _Trace:
+        tracer = _Trace(task, batch, plan, without)
+        tracer.graph = Graph(()) if graph else None
+        return _traced(tracer, plan, announced, backward)
+
     try:
-        tracer = _traced(task, batch, plan, nullcontext())
+        tracer = traced(nullcontext())
     except NeedsValues as error:
         # Libraries that look at values to find a shorter way (is the mask all
         # ones?) go the long way when they are told that they can't.
         try:
-            tracer = _traced(task, batch, plan, compiling())
+            tracer = traced(compiling())
         except CaptureError:
             raise error from error.__cause__
-    program, constants = assemble(
+    program, constants, sequences = assemble(
         tracer.recorder.recording, tracer.inputs, tracer.outputs(), tracer.recorder.ragged
     )
     return Captured(
-        program, constants, plan, spec, time.perf_counter() - started, tracer.opaques.calls
-    )
+        program, constants, plan, spec, time.perf_counter() - started, tracer.opaques.calls,
+        sequences, tracer.graph,
+    )  # fmt: skip
 
 
 def _traced(
-    task: Task, batch: Any, blueprint: Blueprint, announced: AbstractContextManager[None]
+    tracer: _Trace, blueprint: Blueprint, announced: AbstractContextManager[None], backward: bool
 ) -> _Trace:
-    tracer = _Trace(task, batch, blueprint)
     state = PythonState(blueprint.module)
     try:
         with restored(blueprint.module), announced:
-            tracer.run()
+            tracer.run(backward)
             depends = tracer.recorder.depends
             warn_of([*state.changes(), *carried(state, depends, tracer.recorder.uses)])
     finally:
@@ -119,8 +140,10 @@ def _user_code(run: Callable[[], Tensor]) -> Tensor:
 class _Trace:
     """One run of the step on fakes, and what is known of its inputs and outputs."""
 
-    def __init__(self, task: Task, batch: Any, blueprint: Blueprint) -> None:
+    def __init__(self, task: Task, batch: Any, blueprint: Blueprint, without: Without) -> None:
         self.inputs: list[InputSpec] = []
+        self.graph: Graph | None = None
+        self._without = without
         self._task = task
         self._batch = batch
         self._blueprint = blueprint
@@ -136,7 +159,7 @@ class _Trace:
     def outputs(self) -> Outputs:
         return Outputs(self._loss, self._gradients, self._buffers)
 
-    def run(self) -> None:
+    def run(self, backward: bool = True) -> None:
         module, mode = self._blueprint.module, self._blueprint.fake_mode
         with (
             torch.inference_mode(False),
@@ -147,13 +170,19 @@ class _Trace:
             tensors = make_functional(module)
             without_values(module)
             self.opaques.replace_forwards()
-            trainable = self._add_state(tensors)
-            batch = self._fake_batch()
+            with left_out(module, self._without):
+                trainable = self._add_state(tensors, module)
+                batch = self._fake_batch()
+                hooks = HooksNoted()
+                with self._recording(), hooks:
+                    loss = self._explained("forward", lambda: run_loss(self._task, module, batch))
+                tangent = self._add_tangent(loss)
+                if self.graph is not None:
+                    self.graph = graph_of(loss, trainable, hooks.met)
+                if backward:
+                    with self._recording(), checkpoints_may_accumulate():
+                        self._backward(loss, tangent, trainable)
             with self._recording():
-                loss = self._explained("forward", lambda: run_loss(self._task, module, batch))
-            tangent = self._add_tangent(loss)
-            with self._recording(), checkpoints_may_accumulate():
-                self._backward(loss, tangent, trainable)
                 # Checkpointed parts run again in the backward and may write once more.
                 self._note_changes(module)
         del loss
@@ -183,11 +212,13 @@ class _Trace:
                 error, phase, self._modules, _user_code.__code__, self._batch
             ) from error
 
-    def _add_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Declares parameters and buffers; gives what is trainable."""
+    def _add_state(self, tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+        """Declares parameters and buffers that `module` has; gives what is trainable."""
         names: dict[int, list[str]] = {}
+        present = {id(tensor) for _, tensor in state_tensors(module)} if self._without else None
         for name, tensor in tensors.items():
-            names.setdefault(id(tensor), []).append(name)
+            if present is None or id(tensor) in present:
+                names.setdefault(id(tensor), []).append(name)
         trainable: dict[str, Tensor] = {}
         for path, aliases in ((group[0], tuple(group[1:])) for group in names.values()):
             tensor = tensors[path]
