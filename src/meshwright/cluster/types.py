@@ -99,6 +99,14 @@ class LinkLevel(Record):
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+class Waits(Record):
+    """Measured: how long `participants` processes wait at a collective for the last of them,
+    by seconds of work that each did since they last met."""
+
+    participants: int = Field(ge=2)
+    points: Curve = Field(min_length=1)
+
+
 class Fitted(Record):
     """Constants that `meshwright calibrate` fitted to what it timed on one machine.
 
@@ -112,6 +120,7 @@ class Fitted(Record):
     dtype_time: time of matmul-like ops at other dtypes, as a multiple of float32's.
     optimizers: by name, seconds a tensor, a byte of it, and a byte beyond the cache.
     step_s: what a step takes beside its ops, microbatch_s what each microbatch does.
+    waits: of processes that share cores, beside the time of a collective on its own.
     noise: by `compute`, `collectives` and `optimizer`, how far two measurements of
         the same thing lay apart, as a share; half of it lies on either side.
     """
@@ -125,6 +134,7 @@ class Fitted(Record):
     )
     step_s: float = Field(default=0.0, ge=0)
     microbatch_s: float = Field(default=0.0, ge=0)
+    waits: tuple[Waits, ...] = ()
     noise: dict[str, NonNegative] = Field(default_factory=dict)
 
 
@@ -169,6 +179,7 @@ class Profile(Record):
     links: of a usual host, innermost first; empty where the kind of device says
         nothing about its host.
     lower_tiers: memory beyond the device's own, nearest first.
+    price_per_hour: what one device costs an hour, in whatever money; no built-in kind has one.
     sources: where figures come from, by the name of the field. `links.host` stands for
         all of that link's fields, `links.host.bytes_per_s` for one.
     """
@@ -200,6 +211,7 @@ class Profile(Record):
     host_devices: int | None = Field(default=None, ge=1)
     links: tuple[Link, ...] = ()
     lower_tiers: tuple[Tier, ...] = ()
+    price_per_hour: float | None = Field(default=None, gt=0)
     sources: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -234,13 +246,15 @@ class HostGroup(Record):
     levels: the links between them, innermost first; the last joins all of them
     and, in a cluster of several groups, leads out of the group. Ranks count the
     devices of a host first. Where the profile holds measured collectives, those
-    are read instead.
+    are read instead. price_per_hour: what one host costs an hour; None leaves it to the
+    profile's price of a device.
     """
 
     hosts: int = Field(ge=1, strict=True)
     devices: int = Field(ge=1, strict=True)
     profile: Profile
     levels: tuple[LinkLevel, ...] = Field(min_length=1)
+    price_per_hour: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _levels_nest(self) -> Self:
@@ -279,6 +293,14 @@ class HostGroup(Record):
     @property
     def size(self) -> int:
         return self.hosts * self.devices
+
+    @property
+    def cost_per_hour(self) -> float | None:
+        """Of all its hosts; None where neither they nor their devices have a price."""
+        if self.price_per_hour is not None:
+            return self.hosts * self.price_per_hour
+        device = self.profile.price_per_hour
+        return None if device is None else self.size * device
 
 
 class Cluster(Record):
@@ -322,6 +344,12 @@ class Cluster(Record):
     def peak_flops(self) -> float:
         """Sum over all devices, in FLOP/s: what MFU is stated against."""
         return sum(group.hosts * group.devices * group.profile.peak_flops for group in self.groups)
+
+    @property
+    def cost_per_hour(self) -> float | None:
+        """Of all there is, in the money that prices are in; None where a group has no price."""
+        costs = [group.cost_per_hour for group in self.groups]
+        return sum(cost for cost in costs if cost is not None) if None not in costs else None
 
     @property
     def calibrated(self) -> bool:

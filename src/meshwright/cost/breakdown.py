@@ -8,8 +8,10 @@ from typing import NamedTuple
 from meshwright.cluster.types import Cluster
 from meshwright.cost.families import family_of
 from meshwright.cost.table import CostTable, table_for
+from meshwright.cost.waiting import Since
 from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import LoweredProgram, Section
+from meshwright.layout.merge import merge
 from meshwright.program.types import Op
 
 OPTIMIZER = "optimizer"
@@ -48,13 +50,14 @@ def breakdown(
 
     The rest of `step_time_s` is `BETWEEN`; where work overlaps there is none.
     """
-    costs = table_for(cluster)
+    costs, lowered = table_for(cluster), merge(lowered)
     found: dict[str, Spent] = {}
+    since = Since(costs.optimizer(lowered.parameters, lowered.values, optimizer))
     for section, times in sections(lowered, microbatches):
         for op in section.ops:
             row = row_of(op.target, _axis(op))
             before = found.get(row, Spent(0, 0.0))
-            seconds = op_time(op, lowered, costs) * times
+            seconds = op_time(op, lowered, costs, since) * times
             found[row] = Spent(before.times + times, before.seconds + seconds)
     spent = costs.optimizer(lowered.parameters, lowered.values, optimizer)
     found[OPTIMIZER] = Spent(1, spent)
@@ -73,11 +76,13 @@ def sections(lowered: LoweredProgram, microbatches: int) -> Iterable[tuple[Secti
     )
 
 
-def op_time(op: Op, lowered: LoweredProgram, costs: CostTable) -> float:
-    """Seconds of one op or collective of a lowered program."""
+def op_time(op: Op, lowered: LoweredProgram, costs: CostTable, since: Since) -> float:
+    """Seconds of one op or collective of a lowered program; `since` counts work between those."""
     values = lowered.values
     if family_of(op.target) != "collective":
-        return costs.op(op, list(op.operands()), values).seconds
+        seconds = costs.op(op, list(op.operands()), values).seconds
+        since.worked(seconds)
+        return seconds
     kind = op.target.split(".")[1]
     names: Iterable[str] = (
         [item for item in op.results if item] if kind in _COUNT_RESULTS else op.operands()
@@ -88,7 +93,8 @@ def op_time(op: Op, lowered: LoweredProgram, costs: CostTable) -> float:
     axis = str(_axis(op))
     extent = lowered.mesh.extent(axis)
     moving_s = costs.rearranging(op, values, extent)
-    return moving_s + costs.collective(kind, extent, lowered.mesh.stride(axis), nbytes)
+    stride = lowered.mesh.stride(axis)
+    return moving_s + costs.collective(kind, extent, stride, nbytes, since.met())
 
 
 def _axis(op: Op) -> str | None:

@@ -138,7 +138,10 @@ def _on_way(
     if kind == "all_to_all":
         return launch + _all_to_all(extent, nbytes, crossed, usable is not None)
     if kind == "broadcast":
-        return launch + _tree(1, nbytes, crossed, usable is not None)
+        # NCCL has no tree for it (nccl/src/graph/tuning.cc); all of it passes every link.
+        if usable is not None:
+            return launch + _ring(1, extent, nbytes * extent / (extent - 1), crossed, True)
+        return launch + _tree(1, nbytes, crossed, False)
     # halo, ring_shift: to neighbours at once, full duplex; the slowest pair decides.
     slowest = 0.0
     senders = min(stride, group.devices)

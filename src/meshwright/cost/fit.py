@@ -14,7 +14,7 @@ from math import exp, log
 from statistics import fmean, median
 from typing import NamedTuple
 
-from meshwright.cluster.types import CollectiveCurve, Fitted, Link, Point, Profile, Tier
+from meshwright.cluster.types import CollectiveCurve, Fitted, Link, Point, Profile, Tier, Waits
 from meshwright.cost.fitted import ANY, constants_of, dot
 from meshwright.cost.measured import Measured, Timed
 from meshwright.cost.nonnegative import relative_fit
@@ -67,6 +67,7 @@ def fit_profile(results: Sequence[Measured], *, name: str, source: str, memory_b
         optimizers=_optimizers(results, cache_bytes),
         step_s=_combined([[step for step, _ in item.steps] for item in results] or [[0.0]]),
         microbatch_s=_combined([[more for _, more in item.steps] for item in results]),
+        waits=_waits(results[0]),
         noise=_noise(results),
     )
     residuals = tuple(
@@ -178,6 +179,22 @@ def _curves(results: Sequence[Measured]) -> tuple[CollectiveCurve, ...]:
         }
         curves.append(CollectiveCurve(kind=kind, participants=int(count), points=rising(points)))
     return tuple(curves)
+
+
+def _waits(result: Measured) -> tuple[Waits, ...]:
+    """All processes agree on these, so one's are everyone's."""
+    return tuple(
+        Waits(
+            participants=count,
+            points=rising(
+                {
+                    median(work_s for work_s, _ in pairs): median(late_s for _, late_s in pairs)
+                    for pairs in table.values()
+                }
+            ),
+        )
+        for count, table in result.waits.items()
+    )
 
 
 def _links(results: Sequence[Measured]) -> tuple[Link, ...]:

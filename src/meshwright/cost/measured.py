@@ -28,6 +28,8 @@ class Measured(BaseModel):
     then by bytes of a parameter, of the step of one such parameter.
     collectives: by `kind:participants`, then by payload bytes.
     across: the same for devices of different hosts.
+    waits: by participants, then by processor time of the work between two collectives:
+    by the clock, that work's seconds and those that a collective takes longer after it.
     steps: of a step without ops, and of one more microbatch of it.
     tiers: read and write of so many bytes, by the tier's name.
     """
@@ -39,5 +41,6 @@ class Measured(BaseModel):
     contention: list[float] = Field(default_factory=list)
     collectives: dict[str, dict[float, list[float]]] = Field(default_factory=dict)
     across: dict[str, dict[float, list[float]]] = Field(default_factory=dict)
+    waits: dict[int, dict[float, list[tuple[float, float]]]] = Field(default_factory=dict)
     steps: list[tuple[float, float]] = Field(default_factory=list)
     tiers: dict[str, tuple[int, float, float]] = Field(default_factory=dict)

@@ -14,6 +14,7 @@ from math import prod
 from meshwright.cost.families import family_of
 from meshwright.cost.terms import is_small_convolution
 from meshwright.layout.halo import sent_bytes
+from meshwright.layout.merge import cuts_of, row_length, tensors_of
 from meshwright.program.types import Op, Value
 
 # As in `meshwright.runtime.collectives`, whose tests hold the two together.
@@ -111,6 +112,10 @@ def _collective(op: Op, values: Mapping[str, Value], n: int, cpu: bool) -> int:
     result = sum(values[name].nbytes for name in op.results if name)
     payload = sum(values[name].nbytes for name in op.operands())
     cut = dict(op.kwargs)
+    if tensors_of(op) > 1 and kind != "all_reduce":
+        rows = n * _row_bytes(op, values, n)
+        slots, pieces = _slots(rows // n, n, cpu)
+        return rows + pieces * slots if kind == "reduce_scatter" else rows
     if kind == "all_reduce":
         return n * payload if cpu and payload <= DIRECT_BYTES else 0
     if kind == "all_gather":
@@ -120,15 +125,33 @@ def _collective(op: Op, values: Mapping[str, Value], n: int, cpu: bool) -> int:
     if kind == "reduce_scatter":
         shape = values[next(iter(op.operands()))].shape
         in_order = _outermost(shape, _number(cut, "dim"), _number(cut, "outer", 1))
-        block = payload // n
-        slots = n * min(block, PIECE_BYTES // n) if cpu else 0
-        pieces = 2 if block > PIECE_BYTES // n else 1
+        slots, pieces = _slots(payload // n, n, cpu)
         return (0 if in_order else payload) + pieces * slots
     if kind == "all_to_all":
         return payload
     if kind == "halo":
         return 2 * sent_bytes(op, values)
     return 0
+
+
+def merged_scratch(kind: str, nbytes: int, n: int, cpu: bool) -> int:
+    """Of a merged collective of which the payload alone is known."""
+    if kind == "all_reduce":
+        return n * nbytes if cpu and nbytes <= DIRECT_BYTES else 0
+    slots, pieces = _slots(nbytes // n, n, cpu)
+    return nbytes + (pieces * slots if kind == "reduce_scatter" else 0)
+
+
+def _slots(block: int, n: int, cpu: bool) -> tuple[int, int]:
+    """Bytes of one receive buffer of a reduction, and how many there are."""
+    return (n * min(block, PIECE_BYTES // n) if cpu else 0), (2 if block > PIECE_BYTES // n else 1)
+
+
+def _row_bytes(op: Op, values: Mapping[str, Value], n: int) -> int:
+    """Of what one device has of all the tensors of a merged collective."""
+    gathers = op.target.split(".")[1] == "all_gather"
+    wholes = [values[name] for name in (op.results if gathers else op.operands()) if name]
+    return row_length([item.numel for item in wholes], cuts_of(op), n) * _item(wholes[0])
 
 
 def rearranged_bytes(op: Op, values: Mapping[str, Value], extent: int) -> int:
@@ -141,6 +164,10 @@ def rearranged_bytes(op: Op, values: Mapping[str, Value], extent: int) -> int:
     kind = op.target.split(".")[1]
     if extent == 1 or kind not in ("all_gather", "reduce_scatter"):
         return 0
+    if tensors_of(op) > 1:
+        # Put side by side before they are sent, and gathered ones apart again.
+        rows = extent * _row_bytes(op, values, extent)
+        return rows + rows // extent if kind == "all_gather" else rows
     cut = dict(op.kwargs)
     operand = values[next(iter(op.operands()))]
     if _outermost(operand.shape, _number(cut, "dim"), _number(cut, "outer", 1)):

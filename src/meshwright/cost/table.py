@@ -20,6 +20,7 @@ from meshwright.cost.fusion import Fused
 from meshwright.cost.hardware import PLAIN, Kernels
 from meshwright.cost.memory import optimizer_seconds
 from meshwright.cost.scratch import rearranged_bytes
+from meshwright.cost.waiting import waiting_seconds
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import StoredParameter
 from meshwright.program.types import Op, Value
@@ -104,14 +105,18 @@ class CostTable:
         """Seconds in which the host issues `ops`, beside what the device does."""
         return max(host_seconds(ops, profile, self.constants) for profile in self.profiles)
 
-    def collective(self, kind: str, extent: int, stride: int, nbytes: int) -> float:
+    def collective(
+        self, kind: str, extent: int, stride: int, nbytes: int, after_s: float = 0.0
+    ) -> float:
+        """Seconds of a collective, the wait for processes that come late after `after_s` of work
+        (`cost.waiting`) included."""
         key = (kind, extent, stride, nbytes)
         found = self._collectives.get(key)
         if found is None:
             found = self._collectives[key] = collective_seconds(
                 kind, extent, stride, nbytes, self.cluster, self.constants
             )
-        return found
+        return found + waiting_seconds(self.profiles, extent, after_s)
 
     def message(self, nbytes: float, source: int, target: int, senders: int | None = None) -> float:
         """Seconds of a message between two ranks (`communication.point_to_point_seconds`)."""
@@ -151,6 +156,13 @@ class CostTable:
             return 0.0
         moved = rearranged_bytes(op, values, extent)
         return self.streaming(2 * moved) if moved else 0.0
+
+    def side_by_side(self, kind: str, nbytes: int, extent: int) -> float:
+        """The same for a merged collective of which the payload alone is known."""
+        if kind == "all_reduce" or all(profile.fitted is None for profile in self.profiles):
+            return 0.0
+        moved = nbytes + nbytes // extent if kind == "all_gather" else nbytes
+        return self.streaming(2 * moved)
 
     def step_overhead(self, microbatches: int) -> float:
         """What the step loop takes beside ops, as calibration timed it; else nothing."""

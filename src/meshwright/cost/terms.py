@@ -5,9 +5,12 @@ times these terms. There are few of them and each has a meaning, so that they
 can be fitted to a few sizes and hold for others:
 
 matmul        a launch, each product of the batch, multiply-adds, elements of left, right, result
-convolution   a launch, multiply-adds (of filters of one element, and in groups, apart), elements
-              of input, output and filters
-attention     a launch, multiply-adds, scores (each is an exponential), elements in and out
+convolution   a launch, multiply-adds (of filters of one element, and in groups, apart), those for
+              one channel of input and for one of output (elements of the filters' windows, each
+              read and written once however many channels there are), elements of input, output
+              and filters
+attention     a launch, multiply-adds, scores (each is an exponential), elements in and out; over a
+              cut sequence those of queries once for each block of keys
 all others    a launch, bytes moved, bytes moved beyond what caches hold
 views         a launch
 """
@@ -19,7 +22,7 @@ from math import ceil, prod
 from typing import NamedTuple
 
 from meshwright.cost.families import family_of
-from meshwright.cost.flops import is_causal, op_flops
+from meshwright.cost.flops import attention_of, is_causal, op_flops
 from meshwright.program.types import Op, Value
 
 # PyTorch's attention on a CPU leaves out whole blocks of so many masked keys.
@@ -64,8 +67,9 @@ def work_of(op: Op, values: Mapping[str, Value], nbytes: int, renames: bool) -> 
     if family == "convolution":
         return _convolution(op, values, direction, backward, dtype)
     if family == "attention":
-        key = name if op.target.startswith("mesh.") else direction
-        return Work(key, direction, _attention(op, values, backward), dtype)
+        if name in ("attention", "attention_backward") and op.target.startswith("mesh."):
+            return Work(f"mesh.{name}", direction, _by_blocks(op, values), dtype)
+        return Work(direction, direction, _attention(op, values, backward), dtype)
     if family == "view":  # one that has to copy
         return Work("copy_of_view", "copy", (float(nbytes),), dtype)
     if name in _COPIES and any(values[item].is_view for item in op.operands()):
@@ -102,9 +106,11 @@ def _convolution(
     macs = op_flops(op, values) / 2
     grouped = weight.shape[1] not in (source.shape[1], output.shape[1])
     single = prod(weight.shape[2:]) == 1
+    wide = 0.0 if grouped or single else macs
     amounts = (
-        0.0 if grouped or single else macs, macs if single and not grouped else 0.0,
-        macs if grouped else 0.0, float(source.numel), float(output.numel), float(weight.numel),
+        wide, macs if single and not grouped else 0.0, macs if grouped else 0.0,
+        wide / source.shape[1], wide / output.shape[1],
+        float(source.numel), float(output.numel), float(weight.numel),
     )  # fmt: skip
     dims = len(weight.shape) - 2
     native = "_native" if is_small_convolution(source, weight) else ""
@@ -120,6 +126,19 @@ def is_small_convolution(source: Value, weight: Value) -> bool:
         return False
     wide = all(size > 3 for size in weight.shape[-2:]) and len(weight.shape) > 3
     return not wide and source.shape[0] <= 1 and prod(source.shape[:4]) <= _SMALL_INPUT
+
+
+def _by_blocks(op: Op, values: Mapping[str, Value]) -> tuple[float, ...]:
+    """Attention over a cut sequence: by blocks of keys, one a device, whose results are joined.
+
+    As many terms as other attention has, whose constants stand in where this was not measured:
+    multiply-adds, scores and elements; those of queries count once a block.
+    """
+    sizes = attention_of(op, values)
+    blocks = max(1.0, sizes.keys / max(sizes.queries, 1))
+    scores = float(sizes.heads * sizes.queries * sizes.keys)
+    elements = sizes.heads * sizes.width * (blocks * sizes.queries + sizes.keys)
+    return (op_flops(op, values), scores, elements)
 
 
 def _attention(op: Op, values: Mapping[str, Value], backward: bool) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from meshwright.cost.compute import op_work
 from meshwright.cost.terms import Work
 from meshwright.program.types import Argument, Op, Ref, Symbol, Value
+from meshwright.runtime.local_attention import attention, attention_backward
 
 _ELEMENTS = (1 << 8, 1 << 13, 1 << 17, 1 << 20)
 _ROWS = ((8, 32), (64, 128), (512, 256), (1024, 1024))
@@ -45,6 +46,12 @@ class _Maker:
         """A probe of `aten.<target>`, which is run once to know its results."""
         packet, _, overload = target.partition(".")
         function = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        return self.probe_of(f"aten.{packet}.{overload or 'default'}", function, *args, **kwargs)
+
+    def probe_of(
+        self, target: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Probe:
+        """A probe of `function`, which is what the op `target` runs."""
         made = function(*args, **kwargs)
         outputs = list(made) if isinstance(made, (tuple, list)) else [made]
         values: dict[str, Value] = {}
@@ -76,13 +83,14 @@ class _Maker:
             for k, item in enumerate(outputs)
         )
         op = Op(
-            "probe", f"aten.{packet}.{overload or 'default'}", wanted, named, results,
+            "probe", target, wanted, named, results,
             isinstance(made, (tuple, list)), "forward",
         )  # fmt: skip
         sizes = " ".join(
             "x".join(map(str, item.shape)) for item in args if isinstance(item, Tensor)
         )
-        return Probe(f"{packet} {sizes}", op_work(op, values), lambda: function(*args, **kwargs))
+        name = target.removeprefix("aten.").partition(".")[0] if target[:4] == "aten" else target
+        return Probe(f"{name} {sizes}", op_work(op, values), lambda: function(*args, **kwargs))
 
 
 def op_probes(device: str = "cpu") -> Iterator[Probe]:
@@ -134,6 +142,9 @@ _PICTURES = (
     (1, 16, 32, 16, 2, 3, 1, 1), (1, 64, 64, 8, 2, 3, 1, 1), (1, 32, 64, 8, 2, 1, 1, 1),
     (16, 32, 64, 8, 2, 3, 1, 1), (8, 32, 32, 32, 2, 3, 1, 1), (4, 128, 64, 8, 2, 3, 1, 1),
     (8, 3, 32, 32, 2, 7, 2, 1), (1, 32, 32, 8, 3, 3, 1, 1), (2, 24, 24, 8, 3, 3, 1, 24),
+    (1, 8, 8, 32, 3, 3, 1, 1), (4, 16, 32, 32, 2, 3, 1, 1), (4, 8, 64, 16, 2, 3, 1, 1),
+    (4, 64, 8, 16, 2, 3, 1, 1), (4, 16, 16, 256, 1, 3, 1, 1), (2, 64, 64, 256, 1, 7, 1, 1),
+    (1, 16, 16, 32, 2, 3, 1, 1), (1, 8, 32, 16, 2, 3, 1, 1),
 )  # fmt: skip
 
 
@@ -171,6 +182,27 @@ def _attention(make: _Maker) -> Iterator[Probe]:
         out, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
         yield make.probe(name, q, k, v, 0.0, causal)
         yield make.probe(f"{name}_backward", out, q, k, v, out, norm, 0.0, causal)
+    if not cuda:
+        yield from _attention_over_cut_sequences(make)
+
+
+def _attention_over_cut_sequences(make: _Maker) -> Iterator[Probe]:
+    for batch, heads, length, width, parts in (
+        (1, 2, 32, 16, 2), (4, 4, 128, 32, 4), (2, 8, 256, 64, 2), (8, 4, 128, 32, 2),
+        (2, 4, 512, 32, 4),
+    ):  # fmt: skip
+        here = length // parts
+        q = make.normal(batch, heads, here, width)
+        k, v = (make.normal(batch, heads, length, width) for _ in range(2))
+        given: dict[str, Any] = {
+            "size": length, "cuts": ((here, parts, parts, parts - 1),), "scale": None,
+            "is_causal": True,
+        }  # fmt: skip
+        out, norm = attention(q, k, v, **given)
+        yield make.probe_of("mesh.attention", attention, q, k, v, **given)
+        yield make.probe_of(
+            "mesh.attention_backward", attention_backward, out, q, k, v, out, norm, **given
+        )
 
 
 _UNARY = (

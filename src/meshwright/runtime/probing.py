@@ -11,8 +11,10 @@ over all probes. Before each call other memory is gone through, as a step's
 other ops do: in a loop of its own an op finds its operands and its code in the
 nearest cache, and a small one takes half as long.
 
-Collectives are timed by the clock, with work before each of them: processes
-come to a collective as the scheduler lets them, not in step.
+Collectives are timed by the clock, one right after another as gradients are
+reduced, over as many buffers as no cache holds. How long processes wait at one
+for those that the scheduler held back is a figure of its own: it grows with the
+work between two of them.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.cost.measured import Measured, Timed
@@ -44,9 +47,13 @@ _OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = 
 }
 _TENSOR_ELEMENTS = ((1 << 6, 16), (1 << 14, 8), (1 << 19, 3))  # elements, how many such tensors
 _TRAMPLED_BYTES = 3 << 19  # more than a core's own caches hold
-_SWEPT_BYTES = 8 << 20
+_ROTATED_BYTES = 32 << 20  # of buffers that collectives take in turns
+_MOST_BUFFERS = 64
 _MEET_EVERY = 20  # probes; a meeting takes milliseconds where processes share cores
-_WORK_SIZE = 160  # a product of so many rows and columns before each collective
+_WORK_SIZE = 128  # of the products and sums that are done before a collective
+_WAITS_S = (0.0004, 0.002, 0.008, 0.03)  # of processor time between collectives
+_WAIT_PAYLOAD = 1 << 14
+_WAIT_KINDS = ("all_reduce", "all_gather", "reduce_scatter")
 
 
 class Prober:
@@ -68,7 +75,6 @@ class Prober:
         self._dtypes = list(dtype_probes(device))
         self._groups = self._communicators(hosts)
         self._trampled = torch.zeros(_TRAMPLED_BYTES // 4, device=device)
-        self._swept = torch.zeros(_SWEPT_BYTES // 4, device=device)
         self._work = torch.randn(_WORK_SIZE, _WORK_SIZE, device=device)
         own = device == "cpu" and self.threads == 1
         self._clock = time.thread_time if own else time.perf_counter
@@ -171,32 +177,80 @@ class Prober:
         weights = {size: 1.0 + size / (1 << 20) for size in PAYLOADS}
         if not self._groups:
             return
-        each_s = 0.9 * seconds / (len(self._groups) * len(KINDS) * sum(weights.values()))
-        work_s = self._loop(lambda: None, 0.1 * seconds)
+        shared = self.device == "cpu"
+        share = 0.6 if shared else 1.0
+        each_s = share * seconds / (len(self._groups) * len(KINDS) * sum(weights.values()))
         for communicator, tables in self._groups:
             n = communicator.mesh.extent("group")
             for kind in KINDS:
                 table = tables.setdefault(f"{kind}:{n}", {})
                 for size, weight in weights.items():
                     call, payload = _collective(communicator, kind, size, self.device)
-                    seconds_each = self._loop(call, each_s * weight) - work_s
-                    table.setdefault(float(payload), []).append(max(seconds_each, 1e-6))
+                    taken_s = self._loop(call, each_s * weight)
+                    table.setdefault(float(payload), []).append(max(taken_s, 1e-6))
+        if shared:
+            for communicator, _ in self._groups:
+                self._waits(communicator, (1 - share) * seconds / len(self._groups))
+
+    def _waits(self, communicator: Communicator, seconds: float) -> None:
+        """What collectives take longer after work, beside what work alone is counted as."""
+        n = communicator.mesh.extent("group")
+        table = self.found.waits.setdefault(n, {})
+        calls = [
+            _collective(communicator, kind, _WAIT_PAYLOAD, self.device)[0] for kind in _WAIT_KINDS
+        ]
+
+        def collect() -> None:
+            for call in calls:
+                call()
+
+        each_s = seconds / (len(_WAITS_S) + 1)
+        at_once_s = self._loop(collect, each_s) / len(calls)
+        unit_s = self._unit_s()
+        contention = self.found.contention[-1]
+        for wanted_s in _WAITS_S:
+            units = max(1, round(agreed(wanted_s / unit_s, "max")))
+            worked = [0.0]
+
+            def turn(units: int = units, worked: list[float] = worked) -> None:
+                for call in calls:
+                    started = self._clock()
+                    for _ in range(units):
+                        self._unit()
+                    worked[0] += self._clock() - started
+                    call()
+
+            turns, taken_s = self._turns(turn, each_s)
+            # The first turn, which says how many more there are time for, is worked too.
+            work_s = agreed(worked[0] / (turns + 2), "mean") / len(calls) * contention
+            late_s = taken_s / len(calls) - work_s - at_once_s
+            point = table.setdefault(wanted_s, [])
+            point.append((work_s, max(late_s, 1e-6)))
+
+    def _unit(self) -> None:
+        """A little of what models do: a product, what is added to it, its memory elsewhere."""
+        made = torch.mm(self._work, self._work)
+        torch.tanh(made + self._work)
+        self._trampled[: 1 << 16].add_(1.0)
+
+    def _unit_s(self) -> float:
+        started = self._clock()
+        for _ in range(10):
+            self._unit()
+        return (self._clock() - started) / 10
 
     def _loop(self, call: Callable[[], object], slice_s: float) -> float:
-        """Seconds of work and `call` together, of the slowest process."""
-        work, trample = self._work, self._swept.add_
+        """Seconds of `call`, of the slowest process."""
+        return self._turns(call, slice_s)[1]
 
-        def turn() -> None:
-            torch.mm(work, work)
-            trample(1.0)  # what comes in meets memory that is in no cache
-            call()
-
-        turn()
+    def _turns(self, call: Callable[[], object], slice_s: float) -> tuple[int, float]:
+        """How many calls there was time for after two others, and the seconds of one."""
+        call()
         self._meet()
-        first = agreed(self._timed(turn, 1), "max")
+        first = agreed(self._timed(call, 1), "max")
         calls = max(2, min(60, int(slice_s / max(first, 1e-6))))
         self._meet()
-        return agreed(self._timed(turn, calls), "max")
+        return calls, agreed(self._timed(call, calls), "max")
 
     def _timed(self, call: Callable[[], object], calls: int) -> float:
         begin = time.perf_counter()
@@ -221,29 +275,40 @@ def agreed(number: float, how: str) -> float:
     tensor = torch.tensor([number], dtype=torch.float64)
     if dist.get_backend() == "nccl":
         tensor = tensor.cuda()
-    dist.all_reduce(tensor, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.MIN)
-    return float(tensor)
+    dist.all_reduce(tensor, _REDUCTIONS[how])
+    return float(tensor) / (dist.get_world_size() if how == "mean" else 1)
+
+
+_REDUCTIONS = {
+    "max": dist.ReduceOp.MAX,
+    "min": dist.ReduceOp.MIN,
+    "mean": dist.ReduceOp.SUM,
+}
 
 
 def _collective(
     communicator: Communicator, kind: str, payload: int, device: str
 ) -> tuple[Callable[[], object], int]:
-    """A collective, and its payload in bytes as `plan.types.Collective` counts it."""
+    """A collective, and its payload in bytes as `plan.types.Collective` counts it.
+
+    Calls take buffers in turns, so that what is sent lies in no cache.
+    """
     n = communicator.mesh.extent("group")
     rows = n * n * max(1, payload // 4 // (n * n * 16))
-    x: Tensor = torch.ones(rows, 16, device=device)
-    part = torch.ones(rows // n, 16, device=device)
+    count = max(1, min(_MOST_BUFFERS, _ROTATED_BYTES // (rows * 64)))
+    whole = cycle([torch.ones(rows, 16, device=device) for _ in range(count)])
+    parts = cycle([torch.ones(rows // n, 16, device=device) for _ in range(count)])
     calls: dict[str, Callable[[], object]] = {
-        "all_reduce": lambda: communicator.all_reduce(x, "group"),
-        "all_gather": lambda: communicator.all_gather(part, "group", 0, 1, rows, 1),
-        "reduce_scatter": lambda: communicator.reduce_scatter(x, "group", 0, 1, rows, 1),
+        "all_reduce": lambda: communicator.all_reduce(next(whole), "group"),
+        "all_gather": lambda: communicator.all_gather(next(parts), "group", 0, 1, rows, 1),
+        "reduce_scatter": lambda: communicator.reduce_scatter(next(whole), "group", 0, 1, rows, 1),
         # From rows cut to columns cut, the way that attention over sequence shards goes.
         "all_to_all": lambda: communicator.all_to_all(
-            x.view(rows // n, n * 16), "group", (0, 1, rows, 1), (1, 1, n * 16, 1)
+            next(whole).view(rows // n, n * 16), "group", (0, 1, rows, 1), (1, 1, n * 16, 1)
         ),
-        "ring_shift": lambda: communicator.ring_shift(x, "group"),
+        "ring_shift": lambda: communicator.ring_shift(next(whole), "group"),
     }
-    return calls[kind], x.nbytes
+    return calls[kind], rows * 64
 
 
 def _clock_s(clock: Callable[[], float]) -> float:

@@ -21,10 +21,11 @@ from meshwright.cost.scratch import needs_scratch, scratch_bytes
 from meshwright.cost.table import CostTable
 from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import LoweredProgram
+from meshwright.layout.merge import tensors_of
 from meshwright.program.types import ITEM_BYTES, Op
 from meshwright.simulate.attention_core import attention_cores
 from meshwright.simulate.beside import hidden_seconds
-from meshwright.simulate.block import Block, Footprint, Task, Work
+from meshwright.simulate.block import Allocation, Block, Footprint, Task, Work
 from meshwright.simulate.section import ACTIVATIONS, GATHERED, GRADIENTS
 from meshwright.simulate.segments import GATHERING, REDUCTION, Segments, segments
 from meshwright.simulate.traffic import Traffic, traffic
@@ -181,8 +182,8 @@ class _Costing:
                 family = self._add(work, op)
                 carries = (
                     family in _CARRIES_PARAMETER
-                    and len(names) == 1
-                    and values[names[0]].storage in derived
+                    and (len(names) == 1 or tensors_of(op) == len(names))
+                    and all(values[name].storage in derived for name in names)
                 )
                 for result in op.results:
                     if result is None or values[result].storage in known:
@@ -294,7 +295,10 @@ class _Costing:
                 for storage in self._storages(self.operands[op.name])
                 if last[storage] == op.name and storage not in keep
             )
-            self.blocks[number].reduce_allocates.append((made, freed, self._scratch(op)))
+            task = self.blocks[number].reduce.tasks[-1]
+            self.blocks[number].reduce_allocates.append(
+                Allocation(made, freed, self._scratch(op), task if task.kind else None)
+            )
 
     def _scratch(self, op: Op) -> int:
         """Bytes that live inside the op alone."""
@@ -308,7 +312,9 @@ class _Costing:
         """Cost one op into `work`; returns its family."""
         names = self.operands[op.name]
         if op.target.startswith("mesh.") and family_of(op.target) == "collective":
-            task = self._collective(op, names, role)
+            last = work.tasks[-1] if work.tasks else None
+            worked_s = last.seconds if last and last.role == "compute" else 0.0
+            task = self._collective(op, names, role, worked_s)
             work.add(task)
             self.op_s[op.name] = task.seconds
             return "collective"
@@ -319,7 +325,7 @@ class _Costing:
         self.op_s[op.name] = cost.seconds
         return plain.family
 
-    def _collective(self, op: Op, names: tuple[str, ...], role: str) -> Task:
+    def _collective(self, op: Op, names: tuple[str, ...], role: str, worked_s: float) -> Task:
         values, mesh = self.values, self.lowered.mesh
         kind = op.target.split(".")[1]
         axis = str(dict(op.kwargs)["axis"])
@@ -330,11 +336,12 @@ class _Costing:
             else sum(values[name].nbytes for name in payload)
         )
         extent = mesh.extent(axis)
-        seconds = self.costs.collective(kind, extent, mesh.stride(axis), nbytes)
+        seconds = self.costs.collective(kind, extent, mesh.stride(axis), nbytes, worked_s)
         seconds += self.costs.rearranging(op, values, extent)
         source = op.source.module
         role = role or {GATHERING: "gather", REDUCTION: "reduce"}.get(source, "sync")
-        return Task(role, seconds, axis, kind, nbytes, ITEM_BYTES[values[payload[0]].dtype])
+        itemsize = ITEM_BYTES[values[payload[0]].dtype]
+        return Task(role, seconds, axis, kind, nbytes, itemsize, tensors_of(op))
 
     def _storages(self, names: Iterable[str]) -> set[str]:
         return {self.values[name].storage for name in names}

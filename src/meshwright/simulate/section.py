@@ -10,8 +10,10 @@ from meshwright.cluster.mesh import Mesh
 from meshwright.cost.families import family_of
 from meshwright.cost.scratch import needs_scratch, scratch_bytes
 from meshwright.cost.table import CostTable
+from meshwright.cost.waiting import Since
 from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import Section
+from meshwright.layout.merge import tensors_of
 from meshwright.program.types import Op, Ref, Value, refs
 
 # What a live storage counts as. A plain index, since the loop below is hot.
@@ -47,6 +49,7 @@ class SectionRun:
     communication_s: float = 0.0
     flops: float = 0.0
     collectives: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    tensors: dict[tuple[str, str], int] = field(default_factory=dict)  # that they are for
     peak: tuple[int, int, int] = (0, 0, 0)
     peak_at: str = ""
     peak_source: str = ""
@@ -64,6 +67,7 @@ def run_section(
     keep: Collection[str],
     gradients: Collection[str] = (),
     parameters: Collection[str] = (),
+    since: Since | None = None,
     detail: bool = False,
 ) -> SectionRun:
     """Run `section` in order.
@@ -71,12 +75,14 @@ def run_section(
     entering: storages that the section finds in memory and may free.
     keep: storages that outlive the section. gradients: storages that count as
     gradients. parameters: storages of stored parameters; what is made of one
-    alone by gathering, copying or casting counts as gathered.
+    alone by gathering, copying or casting counts as gathered. since: work since the
+    last collective, carried from section to section.
 
     A storage is allocated by the op that makes it and freed after the last use
     of any of its views. Other section inputs are their owner's to count.
     """
     run = SectionRun()
+    since = since or Since()
     operands, frees = _last_uses(section, values, keep)
     held = dict(entering)
     known = {values[name].storage for name in section.inputs} | held.keys()
@@ -92,16 +98,19 @@ def run_section(
         names = operands[index]
         if op.target.startswith("mesh.") and family_of(op.target) == "collective":
             family, queue = "collective", "communication"
-            seconds = _collective(op, names, values, mesh, costs, run)
+            seconds = _collective(op, names, values, mesh, costs, run, since)
             run.communication_s += seconds
         else:
             cost = costs.op(op, names, values)
             seconds, flops, family = cost[:3]
             queue = "compute"
             run.compute_s += seconds
+            since.worked(seconds)
             run.flops += flops
         carries = (
-            family in _CARRIES_PARAMETER and len(names) == 1 and values[names[0]].storage in derived
+            family in _CARRIES_PARAMETER
+            and (len(names) == 1 or tensors_of(op) == len(names))
+            and all(values[name].storage in derived for name in names)
         )
         for result in op.results:
             if result is None:
@@ -179,6 +188,7 @@ def _collective(
     mesh: Mesh,
     costs: CostTable,
     run: SectionRun,
+    since: Since,
 ) -> float:
     kind = op.target.split(".")[1]
     axis = str(dict(op.kwargs)["axis"])
@@ -188,6 +198,7 @@ def _collective(
     )
     count, total = run.collectives.get((kind, axis), (0, 0))
     run.collectives[kind, axis] = (count + 1, total + nbytes)
+    run.tensors[kind, axis] = run.tensors.get((kind, axis), 0) + tensors_of(op)
     extent = mesh.extent(axis)
     moving_s = costs.rearranging(op, values, extent)
-    return moving_s + costs.collective(kind, extent, mesh.stride(axis), nbytes)
+    return moving_s + costs.collective(kind, extent, mesh.stride(axis), nbytes, since.met())

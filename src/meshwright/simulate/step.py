@@ -15,8 +15,10 @@ from types import MappingProxyType
 from meshwright.cluster.types import Cluster
 from meshwright.cost.memory import optimizer_cost, persistent_bytes
 from meshwright.cost.table import CostTable, table_for
+from meshwright.cost.waiting import Since
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import LoweredProgram, Section
+from meshwright.layout.merge import merge
 from meshwright.plan.types import Collective, Pipeline, Recompute
 from meshwright.program.types import Value
 from meshwright.simulate.executor import OWN, Executor
@@ -61,10 +63,12 @@ def simulate(
     on_cpu = all(profile.device == "cpu" for profile in table.profiles)
     as_it_runs = recompute == "none" and not stands_for and executor == OWN
     if stages == 1 and on_cpu and as_it_runs:
-        return _Step(lowered, table, microbatches, optimizer, memory_curve).run()
+        return _Step(merge(lowered), table, microbatches, optimizer, memory_curve).run()
+    whole_step = stages == 1 and not stands_for
     return simulate_staged(
-        lowered, table, microbatches=microbatches, optimizer=optimizer, pipeline=pipeline,
-        recompute=recompute, executor=executor, stands_for=stands_for, detail=memory_curve,
+        merge(lowered, whole_step), table, microbatches=microbatches, optimizer=optimizer,
+        pipeline=pipeline, recompute=recompute, executor=executor, stands_for=stands_for,
+        detail=memory_curve,
     )  # fmt: skip
 
 
@@ -87,10 +91,13 @@ class _Step:
         self.detail = detail
         self.compute_s = self.communication_s = self.flops = 0.0
         self.collectives: dict[tuple[str, str], tuple[int, int]] = {}
+        self.tensors: dict[tuple[str, str], int] = {}
         self.peak_bytes = -1
         self.peak: dict[str, int] = {}
         self.peak_at = self.peak_source = ""
         self.queues = Queues()
+        # A step begins where the one before it ended, with the optimizer.
+        self.since = Since(costs.optimizer(lowered.parameters, lowered.values, optimizer))
         self.curve: list[MemoryPoint] = []
         held = persistent_bytes(lowered.parameters, lowered.buffers, self.values, optimizer)
         constants = _bytes_of(_storages(self.values, lowered.constants.values()))
@@ -165,6 +172,10 @@ class _Step:
                 Collective(kind=kind, axis=axis, count=number, bytes=nbytes)
                 for (kind, axis), (number, nbytes) in sorted(self.collectives.items())
             ),
+            before_merging=tuple(
+                Collective(kind=kind, axis=axis, count=self.tensors[kind, axis], bytes=nbytes)
+                for (kind, axis), (_, nbytes) in sorted(self.collectives.items())
+            ),
             flops=self.flops,
             events=tuple(self.queues.events) if self.detail else (),
             curve=tuple(self.curve),
@@ -191,6 +202,7 @@ class _Step:
             keep=_storages(self.values, keep).keys(),
             gradients=set(gradients),
             parameters=set(parameters),
+            since=self.since,
             detail=self.detail,
         )
 
@@ -201,6 +213,7 @@ class _Step:
         for key, (count, nbytes) in part.collectives.items():
             counted, total = self.collectives.get(key, (0, 0))
             self.collectives[key] = (counted + count * times, total + nbytes * times)
+            self.tensors[key] = self.tensors.get(key, 0) + part.tensors[key] * times
 
     def _show(
         self, part: SectionRun, label: str, gathered: int, accumulators: int, microbatch: int = 0
