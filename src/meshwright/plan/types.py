@@ -19,6 +19,10 @@ Recompute = Literal["none", "selective", "full"]
 """What the forward does not keep for the backward: nothing, what lies inside of attention (scores
 and weights, where no fused kernel does without), or all but the inputs of repeated modules."""
 
+BUCKET_BYTES = 25 << 20
+"""Tensors of gradients and parameters share a collective up to so many bytes, as in PyTorch's
+DistributedDataParallel; see docs/decisions/0009-merged-and-overlapped-collectives.md."""
+
 STAGE = "stage"  # the mesh axis of a pipeline; no value is cut over it
 
 
@@ -43,23 +47,23 @@ class Decision(Record):
     owner: the device of the axis that holds all of the dim, the others none of it.
     attention: where the cut is of a sequence, how attention gets its keys and
     values from other devices; None gathers them.
+    fixed: what was asked for of `value` itself, before all groups: `cut`, that it lies so;
+    `whole`, that it is not cut over the axis, and dim says nothing.
     """
 
     axis: str
     value: str
-    fixed: what was asked for of `value` itself, before all groups: `cut`, that it lies so;
-    `whole`, that it is not cut over the axis, and dim says nothing.
     dim: int
     outer: int = 1
     extent: int | None = None
     owner: Annotated[int, Field(ge=0)] | None = None
     beside: bool = False
     attention: Literal["gather", "ring"] | None = None
+    fixed: Literal["cut", "whole"] | None = None
     why: str = ""
 
 
 class ParameterCut(Record):
-    fixed: Literal["cut", "whole"] | None = None
     """One cut of a parameter as it is stored; see `Decision` for outer, extent and owner."""
 
     axis: str
@@ -146,7 +150,8 @@ class Pipeline(Record):
 
 class Prediction(Record):
     """step_time_interval_s: within which the time lies if the machine's speed wanders as it did
-    while it was measured; None where it was not."""
+    while it was measured; None where it was not. collectives: as they run. before_merging: what
+    they would be if each tensor had one of its own."""
 
     step_time_s: Annotated[float, Field(ge=0)]
     step_time_interval_s: tuple[float, float] | None = None
@@ -154,6 +159,7 @@ class Prediction(Record):
     tokens_per_s: float | None = None
     mfu: float | None = None
     collectives: tuple[Collective, ...] = ()
+    before_merging: tuple[Collective, ...] = ()
     compute_s: float = 0.0
     communication_s: float = 0.0
     memory: dict[str, int] = Field(default_factory=dict)  # what the peak is made of
@@ -183,9 +189,9 @@ class Choice(Record):
     why: str = ""
 
 
-Stopped = Literal["asked", "proved", "exhausted", "budget"]
+Stopped = Literal["asked", "proved", "exhausted", "settled", "budget"]
 """Why a search ended: a named strategy was asked for, nothing better can be left, every candidate
-was costed, or its time was over."""
+that analysis left was costed, many candidates in a row were no better, or its time was over."""
 
 
 class Plan(Record):
@@ -203,6 +209,7 @@ class Plan(Record):
     global_batch: Positive
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     optimizer: str = "adamw"
+    bucket_bytes: Count = BUCKET_BYTES  # collectives of tensors are merged up to it; 0 merges none
     rng: RandomNumbers = "exact"
     decisions: tuple[Decision, ...] = ()
     parameters: dict[str, ParameterPlan] = Field(default_factory=dict)

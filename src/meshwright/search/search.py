@@ -1,32 +1,65 @@
 """The search: candidates of the space that a strategy leaves open, costed, the best taken.
 
-The space is meshes of data and tensor axes (and of further axes that the strategy
-names), ZeRO stages and microbatch counts. A wider search replaces `candidates` and keeps the rest.
+Named strategies cost one evaluation. `auto` goes through three stages, each begun from the
+best so far: the catalogue of named strategies, a tree search over moves, and local
+improvement of single decisions. What analysis shows to be no better is not simulated.
+The time that a search may take cuts off a sequence of evaluations that depends on the
+model, the cluster, the strategy and the seed alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 
-from meshwright.cluster.mesh import Mesh
+from meshwright.cluster.types import Cluster
+from meshwright.cost.table import table_for
 from meshwright.errors import NoPlanFits, StrategyError
-from meshwright.plan.types import STAGE
+from meshwright.plan.types import STAGE, Choice, Stopped
+from meshwright.search import catalogue, moves
+from meshwright.search.choices import choices_of
 from meshwright.search.constraints import NONE, Constraints, resolve
+from meshwright.search.costing import BudgetOver, Costed, Costing, Progress, SearchProgress
+from meshwright.search.estimate import Estimator
+from meshwright.search.goals import TIME, Goal
+from meshwright.search.improve import improve
 from meshwright.search.named import candidate, name_of
-from meshwright.search.strategy import Strategy, factorisations, mesh_for, pipeline_of
+from meshwright.search.space import Point, Space
+from meshwright.search.strategy import Strategy, mesh_for, parse_strategy, pipeline_of
+from meshwright.search.tree import Tree
 from meshwright.search.types import AnalysisFor, Candidate, Evaluate, Evaluated
+
+__all__ = ["BUDGET_S", "Candidate", "Found", "Goal", "SearchProgress", "search"]
+
+BUDGET_S = 20.0
+_PATIENCE = 32  # evaluations of the tree in a row that find nothing better
+_ALTERNATIVES = 20
+_RECKONED = 1.5  # a named strategy reckoned to take so much longer than the best is left out
+_RUNNERS_UP = 1  # meshes beside the best one's whose best plan is improved as well
+_GAP = 0.002  # of the bound: what is closer to it counts as the best
+_CLOSEST = 4  # plans costed to say what is closest, where none fits
+_CLOSE = 1.05  # where that is at most so much slower
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best candidate, all others that were costed, and what was left out and why."""
+    """The best candidate, others that were costed, what was left out and why, how it ended.
+
+    others: the named strategies and the best of the rest, best first. lower_bound_s: no
+    plan is faster on this cluster; None where nothing is known of it.
+    """
 
     best: Evaluated
     others: tuple[Evaluated, ...]
     left_out: tuple[tuple[str, str], ...]
     why: str
+    choices: tuple[Choice, ...] = ()
+    stopped: Stopped = "asked"
+    lower_bound_s: float | None = None
+    evaluated: int = 1
 
 
 def search(
@@ -37,69 +70,237 @@ def search(
     analysis_for: AnalysisFor,
     evaluate: Evaluate,
     constraints: Constraints = NONE,
+    *,
+    cluster: Cluster | None = None,
+    optimizer: str = "adamw",
+    stands_for: Mapping[str, int] = MappingProxyType({}),
+    budget_s: float = BUDGET_S,
+    seed: int = 0,
+    goal: Goal = TIME,
+    progress: Progress | None = None,
 ) -> Found:
-    """The fastest candidate that fits the memory of one device and obeys the constraints.
+    """The best candidate for the goal that fits the memory and obeys the constraints.
+
+    cluster: for what analysis can say before a candidate is simulated; without one nothing
+    is ruled out and moves are tried in their own order. stands_for: modules of the analysed
+    Program that stand for so many equal ones. budget_s: seconds after which no further
+    candidate is simulated.
 
     Raises StrategyError when the strategy can't be laid out, NoPlanFits when
     nothing fits: it says what came closest, by how much, and what would fit.
     """
+    started = time.perf_counter()
     strategy = constraints.narrow(strategy, devices)
-    left_out: list[tuple[str, str]] = []
-    evaluated: list[Evaluated] = []
-    for microbatches in _counts(strategy, global_batch):
-        analysis = analysis_for(microbatches)
-        resolve(constraints, analysis)
-        for unordered, zero in _space(strategy, devices):
-            mesh = constraints.ordered(unordered)
-            pipeline, recompute = pipeline_of(strategy, mesh), strategy.recompute
-            try:
-                made = candidate(
-                    analysis, mesh, zero=zero, microbatches=microbatches,
-                    sequence=strategy.sequence, attention=strategy.attention,
-                    pipeline=pipeline, recompute=recompute,
-                    name=name_of(
-                        mesh, zero, strategy.sequence, strategy.attention, pipeline, recompute
-                    )
-                    + (f",microbatches={microbatches}" if microbatches > 1 else ""),
-                    constraints=constraints,
-                )  # fmt: skip
-            except StrategyError as error:
-                if not strategy.auto:
-                    raise
-                left_out.append((name_of(mesh, zero), error.message))
-                continue
-            prediction = evaluate(made)
-            evaluated.append(
-                Evaluated(made, prediction, prediction.peak_memory_bytes <= memory_bytes)
-            )
-        if any(item.fits for item in evaluated):
-            break
+    if not strategy.auto:
+        return _asked(
+            strategy, devices, memory_bytes, global_batch, analysis_for, evaluate, constraints, goal
+        )
+    if strategy.microbatches is not None or strategy.axes.get(STAGE, 1) > 1:
+        strategy = replace(strategy, microbatches=_count(strategy, global_batch))
+    space = Space(strategy, devices, global_batch, analysis_for, constraints)
+    resolve(constraints, space.first)
+    estimator = None
+    if cluster is not None:
+        estimator = Estimator(space, table_for(cluster), optimizer, stands_for)
+    costing = Costing(space, evaluate, memory_bytes, goal, estimator, started + budget_s, progress)
+    stopped = _run(costing, cluster, seed)
+    return _found(costing, stopped, estimator)
+
+
+def _run(costing: Costing, cluster: Cluster | None, seed: int) -> Stopped:
+    meshes = moves.meshes(costing.space, cluster)
+    tree = Tree(costing, cluster, meshes, seed, _PATIENCE)
+    try:
+        _costed_names(costing, cluster)
+        if _proved(costing):
+            return "proved"
+        ended = tree.run()
+        _improved(costing, cluster)
+    except BudgetOver:
+        _smallest(costing, tree)
+        return "budget"
+    _smallest(costing, tree)
+    if _proved(costing):
+        return "proved"
+    return "exhausted" if ended == "closed" else "settled"
+
+
+def _costed_names(costing: Costing, cluster: Cluster | None) -> None:
+    """The named strategies, those guessed to be quickest first.
+
+    One is left out where a bound shows that it is no better than the best, or where others
+    of the same axes were costed and it is reckoned from them to be far behind.
+    """
+    space = costing.space
+    host = cluster.groups[0].devices if cluster is not None else 8
+    points = [
+        catalogue.point_of(parse_strategy(text), space.devices, space.strategy.microbatches or 1)
+        for text in catalogue.texts(space, host)
+        if catalogue.compatible(text, space.strategy, space.devices)
+    ]
+    if costing.estimator is not None:
+        points.sort(key=costing.estimator.order)
+    ratios: dict[tuple[object, ...], tuple[float, float]] = {}
+    for point in points:
+        family = (tuple(axis for axis, _ in point.mesh), point.sequence, point.attention)
+        guess = costing.guess(point)
+        if costing.hopeless(point):
+            continue
+        if guess is not None and family in ratios and _behind(costing, point, ratios[family]):
+            continue
+        found = costing.cost(point)
+        if found is None or guess is None:
+            continue
+        said = found.result.prediction
+        slow, large = ratios.get(family, (float("inf"), float("inf")))
+        ratios[family] = (
+            min(slow, said.step_time_s / max(guess.seconds, 1e-12)),
+            min(large, said.peak_memory_bytes / max(guess.bytes, 1.0)),
+        )
+
+
+def _smallest(costing: Costing, tree: Tree) -> None:
+    """Where nothing fits so far: the points of least memory, which at least say what is closest.
+
+    What a bound ruled out is among them, and no budget ends this.
+    """
+    if costing.best is not None and costing.best.result.fits:
+        return
+    options = [
+        option
+        for mesh in tree.meshes
+        for option in moves.residency_options(
+            costing.space,
+            replace(tree.complete(mesh), microbatches=moves.counts(costing.space, mesh)[-1]),
+        )
+    ]
+    options = list(dict.fromkeys(options))
+    if costing.estimator is not None:
+        options.sort(key=costing.estimator.smallest)
+    costing.deadline = float("inf")
+    for option in options[:_CLOSEST]:
+        costing.forget(option)
+        costing.cost(option)
+
+
+def _behind(costing: Costing, point: Point, ratio: tuple[float, float]) -> bool:
+    """Whether what was costed shows that this one is far slower, or does not fit by far."""
+    guess = costing.guess(point)
+    best = costing.best
+    if guess is None or best is None or not best.result.fits:
+        return False
+    seconds, nbytes = guess.seconds * ratio[0], guess.bytes * ratio[1]
+    why = ""
+    if nbytes > _RECKONED * costing.memory_bytes:
+        why = f"it is reckoned to need {nbytes / 2**30:.0f} GiB"
+    elif costing.goal.kind != "memory" and seconds > _RECKONED * best.result.prediction.step_time_s:
+        why = f"it is reckoned to take {seconds:.3g} s"
+    if why:
+        costing.left_out.setdefault(costing.space.name(point), why)
+    return bool(why)
+
+
+def _improved(costing: Costing, cluster: Cluster | None) -> None:
+    """The best improved, and the best of other meshes that come close."""
+    if costing.best is None:
+        return
+    done: set[tuple[tuple[str, int], ...]] = set()
+    for _ in range(1 + _RUNNERS_UP):
+        fitting = [
+            item for item in costing.costed
+            if item.point.mesh not in done and (item.result.fits or not done)
+        ]  # fmt: skip
+        if not fitting:
+            return
+        start = min(fitting, key=lambda item: costing.goal.rank(item.result))
+        best_s = costing.best.result.prediction.step_time_s
+        if done and start.result.prediction.step_time_s > _CLOSE * best_s:
+            return
+        done.add(start.point.mesh)
+        end = improve(costing, start, cluster)
+        done.add(end.point.mesh)
+
+
+def _proved(costing: Costing) -> bool:
+    """Whether the best is as good as a bound on all plans allows."""
+    bound = costing.estimator.lower_bound_s() if costing.estimator is not None else None
+    best = costing.best
+    return (
+        bound is not None and best is not None and best.result.fits
+        and costing.goal.kind != "memory"
+        and best.result.prediction.step_time_s <= bound * (1 + _GAP)
+    )  # fmt: skip
+
+
+def _found(costing: Costing, stopped: Stopped, estimator: Estimator | None) -> Found:
+    evaluated = [item.result for item in costing.costed]
     if not evaluated:
+        left = next(iter(costing.left_out.values()), "no mesh has that many devices.")
         raise StrategyError(
-            f"No strategy can be laid on {devices} devices: {left_out[0][1]}",
+            f"No strategy can be laid on {costing.space.devices} devices: {left}",
             "Change the global batch or the cluster.",
         )
-    fitting = [item for item in evaluated if item.fits]
-    if not fitting:
-        raise _nothing_fits(evaluated, memory_bytes)
-    best = min(fitting, key=_rank)
-    others = tuple(sorted((e for e in evaluated if e is not best), key=_rank))
-    return Found(best, others, tuple(left_out), _why(strategy, best, others))
+    best = costing.best
+    assert best is not None
+    if not best.result.fits:
+        raise _nothing_fits(evaluated, costing.memory_bytes, costing.goal)
+    rank = costing.goal.rank
+    others = sorted(
+        (item for item in costing.costed if item is not best), key=lambda c: rank(c.result)
+    )
+    named = [item.result for item in others if not costing.space.changes(item.point)]
+    rest = [item.result for item in others if costing.space.changes(item.point)]
+    shown = named[:_ALTERNATIVES]
+    shown += rest[: max(_ALTERNATIVES - len(shown), 3)]
+    return Found(
+        best.result,
+        tuple(sorted(shown, key=rank)),
+        tuple(costing.left_out.items()),
+        _why(costing, best, stopped, shown),
+        choices_of(costing, best),
+        stopped,
+        estimator.lower_bound_s() if estimator is not None else None,
+        len(evaluated),
+    )
 
 
-def _space(strategy: Strategy, devices: int) -> Iterator[tuple[Mesh, int]]:
-    if not strategy.auto:
-        yield mesh_for(strategy, devices), strategy.zero or 0
-        return
-    for mesh in factorisations(devices, strategy.axes):
-        stages = (0, 1, 2, 3) if mesh.extent("data") > 1 else (0,)
-        for zero in stages:
-            if strategy.zero is None or zero == strategy.zero:
-                yield mesh, zero
+# What was asked for by name
 
 
-def _counts(strategy: Strategy, global_batch: int) -> Iterator[int]:
-    """Microbatch counts to try: the one asked for, or more and more while nothing fits."""
+def _asked(
+    strategy: Strategy,
+    devices: int,
+    memory_bytes: int,
+    global_batch: int,
+    analysis_for: AnalysisFor,
+    evaluate: Evaluate,
+    constraints: Constraints,
+    goal: Goal,
+) -> Found:
+    count = _count(strategy, global_batch)
+    analysis = analysis_for(count)
+    resolve(constraints, analysis)
+    mesh = constraints.ordered(mesh_for(strategy, devices))
+    zero = strategy.zero or 0
+    pipeline, recompute = pipeline_of(strategy, mesh), strategy.recompute
+    made = candidate(
+        analysis, mesh, zero=zero, microbatches=count,
+        sequence=strategy.sequence, attention=strategy.attention,
+        pipeline=pipeline, recompute=recompute,
+        name=name_of(mesh, zero, strategy.sequence, strategy.attention, pipeline, recompute)
+        + (f",microbatches={count}" if count > 1 else ""),
+        constraints=constraints,
+    )  # fmt: skip
+    said = evaluate(made)
+    fits = goal.fits(said.step_time_s, said.peak_memory_bytes, memory_bytes)
+    result = Evaluated(made, said, fits)
+    if not fits:
+        raise _nothing_fits([result], memory_bytes, goal)
+    return Found(result, (), (), f"{made.name} is what was asked for.")
+
+
+def _count(strategy: Strategy, global_batch: int) -> int:
+    """Into how many microbatches a step of named axes is cut."""
     if strategy.microbatches is not None:
         if global_batch % strategy.microbatches:
             raise StrategyError(
@@ -107,14 +308,10 @@ def _counts(strategy: Strategy, global_batch: int) -> Iterator[int]:
                 "equal microbatches.",
                 "Choose a count that divides the global batch.",
             )
-        yield strategy.microbatches
-        return
+        return strategy.microbatches
     if strategy.axes.get(STAGE, 1) > 1:
-        yield _for_stages(strategy, global_batch)
-        return
-    yield 1
-    if strategy.auto:
-        yield from (count for count in (2, 4, 8, 16, 32) if global_batch % count == 0)
+        return _for_stages(strategy, global_batch)
+    return 1
 
 
 def _for_stages(strategy: Strategy, global_batch: int) -> int:
@@ -135,40 +332,54 @@ def _for_stages(strategy: Strategy, global_batch: int) -> int:
     return counts[-1]
 
 
-def _rank(item: Evaluated) -> tuple[bool, float, int, int]:
-    """Fastest first; of equals the one with the least to it, then the least memory."""
-    return (
-        not item.fits,
-        round(item.prediction.step_time_s, 9),
-        item.candidate.zero,
-        item.prediction.peak_memory_bytes,
-    )
+# In words
 
 
-def _why(strategy: Strategy, best: Evaluated, others: tuple[Evaluated, ...]) -> str:
-    name = best.candidate.name
-    seconds = best.prediction.step_time_s
-    if not strategy.auto:
-        return f"{name} is what was asked for."
-    slower = next((other for other in others if other.fits), None)
-    if slower is None:
+_ENDED: Mapping[Stopped, str] = {
+    "proved": "no plan can be faster, as a bound shows",
+    "exhausted": "everything that analysis left open was costed",
+    "settled": f"the last {_PATIENCE} candidates of the tree were no better, nor was any "
+    "single change",
+    "budget": "the time was over",
+}
+
+
+def _why(costing: Costing, best: Costed, stopped: Stopped, others: list[Evaluated]) -> str:
+    name = best.result.candidate.name
+    count = len(costing.costed)
+    ended = f"The search ended after {count} candidates: {_ENDED[stopped]}."
+    if costing.goal.kind == "memory":
+        return f"{name} is predicted to need the least memory. {ended}"
+    fitting = [item for item in others if item.fits]
+    if not fitting:
         if others:
-            return f"{name} is the only candidate that fits the memory."
-        return f"{name} is the only way to lay this model on the cluster."
-    share = (slower.prediction.step_time_s / seconds - 1) * 100
+            return f"{name} is the only candidate that fits the memory. {ended}"
+        return f"{name} is the only way to lay this model on the cluster. {ended}"
+    slower = min(fitting, key=lambda item: item.prediction.step_time_s)
+    said = best.result.prediction
+    share = (slower.prediction.step_time_s / said.step_time_s - 1) * 100
     margin = f"{share:.0f}%" if share >= 1 else "less than 1%"
+    least = min(item.prediction.communication_s for item in fitting)
     reason = (
         "it spends least on communication"
-        if best.prediction.communication_s
-        <= min(other.prediction.communication_s for other in others if other.fits)
+        if said.communication_s <= least
         else "its compute and communication together take least"
     )
     return (
-        f"{name} is predicted fastest: {reason}; next is {slower.candidate.name}, {margin} slower."
+        f"{name} is predicted fastest: {reason}; next is {slower.candidate.name}, {margin} "
+        f"slower. {ended}"
     )
 
 
-def _nothing_fits(evaluated: list[Evaluated], memory_bytes: int) -> NoPlanFits:
+def _nothing_fits(evaluated: list[Evaluated], memory_bytes: int, goal: Goal) -> NoPlanFits:
+    small = [item for item in evaluated if item.prediction.peak_memory_bytes <= memory_bytes]
+    if small and goal.max_step_time_s is not None:
+        quickest = min(small, key=lambda item: item.prediction.step_time_s)
+        return NoPlanFits(
+            f"No plan takes at most {goal.max_step_time_s:g} s. The quickest that fits is "
+            f"{quickest.candidate.name}, with {quickest.prediction.step_time_s:.4g} s.",
+            "Allow more time, or plan for more devices.",
+        )
     closest = min(evaluated, key=lambda item: item.prediction.peak_memory_bytes)
     peak = closest.prediction.peak_memory_bytes
     largest = max(closest.prediction.memory.items(), key=lambda part: part[1], default=("", 0))
@@ -184,6 +395,3 @@ def _nothing_fits(evaluated: list[Evaluated], memory_bytes: int) -> NoPlanFits:
 
 def _gib(nbytes: int) -> str:
     return f"{nbytes / 2**30:.2f} GiB"
-
-
-__all__ = ["Candidate", "Found", "search"]

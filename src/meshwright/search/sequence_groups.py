@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from meshwright.cost.families import family_of
 from meshwright.cost.flops import is_causal, op_flops
@@ -36,6 +37,7 @@ class Tokens:
     causal: bool
 
 
+@lru_cache(maxsize=8)
 def token_groups(analysis: Analysis) -> tuple[Tokens, ...]:
     """Sequences of the model, the last first that the step comes to.
 

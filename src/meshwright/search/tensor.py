@@ -36,6 +36,14 @@ class GroupClass:
 @lru_cache(maxsize=8)
 def tensor_groups(analysis: Analysis, parts: int) -> tuple[Group, ...]:
     """Groups to cut over an axis of `parts` devices, in program order; none when nothing can be."""
+    order = {name: k for k, name in enumerate(analysis.program.values)}
+    groups = [group for item in chosen_classes(analysis, parts) for group in item.groups]
+    return tuple(sorted(groups, key=lambda group: order[group.seed[0]]))
+
+
+@lru_cache(maxsize=12)
+def chosen_classes(analysis: Analysis, parts: int) -> tuple[GroupClass, ...]:
+    """The classes that tensor parallelism over `parts` devices cuts, as the module says."""
     chosen: list[GroupClass] = []
     taken: set[str] = set()
     cut: set[str] = set()
@@ -52,9 +60,7 @@ def tensor_groups(analysis: Analysis, parts: int) -> tuple[Group, ...]:
         chosen.append(item)
         taken |= item.products
         cut |= values
-    order = {name: k for k, name in enumerate(analysis.program.values)}
-    groups = [group for item in chosen for group in item.groups]
-    return tuple(sorted(groups, key=lambda group: order[group.seed[0]]))
+    return tuple(chosen)
 
 
 def _price(item: GroupClass) -> tuple[float, float, int]:
@@ -64,7 +70,8 @@ def _price(item: GroupClass) -> tuple[float, float, int]:
     return (1.0, item.moved_bytes / max(item.parameter_bytes, 1), -item.parameter_bytes)
 
 
-def classes_of(analysis: Analysis, parts: int) -> list[GroupClass]:
+@lru_cache(maxsize=12)
+def classes_of(analysis: Analysis, parts: int) -> tuple[GroupClass, ...]:
     """Classes of groups that cut some parameter into `parts` and leave the batch whole."""
     program = analysis.program
     flops = {op.name: op_flops(op, program.values) for op in program.ops}
@@ -103,7 +110,7 @@ def classes_of(analysis: Analysis, parts: int) -> list[GroupClass]:
                 ),
             )
         )
-    return result
+    return tuple(result)
 
 
 def _candidates(analysis: Analysis, flops: dict[str, float]) -> Iterable[Group]:

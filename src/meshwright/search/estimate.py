@@ -1,0 +1,468 @@
+"""A quick reckoning of a point's step time and memory, before it is lowered and simulated.
+
+Two kinds of figure. `seconds` and `bytes` are guesses that put moves in order: each op's
+time divided by the axes that cut it, each gradient's reduction, what a tensor axis leaves
+pending. `floor_s` and `floor_bytes` are bounds: whatever lowering makes of the point, it
+takes no less, so that a point whose floor is above the best, or above the memory, need
+not be simulated. A floor counts only
+- what `bound.lower_bound` says of all plans over as many devices as do different things;
+- each gradient's reduction over the axes that divide the batch, all gradients of an axis
+  as one collective, which no number of smaller ones undercuts;
+- parameters, optimizer state and the gradients stepped with, as they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meshwright.cost.families import family_of
+from meshwright.cost.memory import optimizer_cost
+from meshwright.cost.table import CostTable
+from meshwright.errors import MeshwrightError, StrategyError
+from meshwright.layout.assignment import resolve
+from meshwright.layout.groups import Group
+from meshwright.plan.types import BUCKET_BYTES, Decision
+from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
+from meshwright.search.bound import Decided, lower_bound
+from meshwright.search.sequence_groups import token_groups
+from meshwright.search.space import IDLE, STAGE, STORABLE, ClassKey, Point, Space
+
+__all__ = ["Estimate", "Estimator"]
+
+# Axes that divide examples or what is computed of them: gradients are sums over all of these.
+_SUMMED = ("replica", *STORABLE)
+_SAFE = 0.98  # of a bound, for rounding and for curves that were measured
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """seconds, bytes: guesses. floor_s, floor_bytes: nothing laid out so is below them."""
+
+    seconds: float
+    bytes: float
+    floor_s: float
+    floor_bytes: float
+
+
+@dataclass(frozen=True)
+class _Class:
+    """What cutting one class of groups does: ops that it cuts, sums that it leaves pending
+    (how many, and their bytes in all), parameters that it divides."""
+
+    mask: NDArray[np.bool_]
+    count: int
+    nbytes: int
+    paths: tuple[str, ...]
+
+
+class Estimator:
+    """Estimates of points of one space on one cluster.
+
+    weights: how many equal ops an op of the Program stands for, by its module, where the
+    Program was shortened.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        costs: CostTable,
+        optimizer: str,
+        weights: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        self.space = space
+        self.weights = weights
+        self.costs = costs
+        self.optimizer = optimizer_cost(optimizer)
+        self.optimizer_name = optimizer
+        analysis = space.first
+        program = analysis.program
+        self.microbatches = space.strategy.microbatches or 1  # that the Program is for
+        self.ops = [op for op in program.ops if family_of(op.target) != "view"]
+        self.number = {op.name: k for k, op in enumerate(self.ops)}
+        weight = np.array(
+            [weights.get(_top(op.source.module, weights), 1) for op in self.ops], float
+        )
+        fixed, variable, host = [], [], []
+        for op in self.ops:
+            seconds, launches, host_s = self._cost(op.name)
+            start = min(seconds, costs.streaming(1, launches)) if launches else 0.0
+            fixed.append(start)
+            variable.append(seconds - start)
+            host.append(host_s)
+        self.fixed = np.array(fixed) * weight
+        self.variable = np.array(variable) * weight
+        self.host_s = float((np.array(host) * weight).sum())
+        self.weight_of = {
+            item.path: weights.get(_top(item.path, weights), 1)
+            for item in program.inputs_of("parameter")
+        }
+        self._bounds: dict[int, float] = {}
+        self._masks: dict[str, NDArray[np.bool_]] = {}
+        self._groups: dict[str, tuple[Group, ...]] = {}
+        self._class_facts: dict[tuple[int, ClassKey], _Class | None] = {}
+        self._exchanged: dict[str, tuple[list[int], list[int]]] = {}
+        self._makers = {
+            name: op.name for op in program.ops for name in op.results if name is not None
+        }
+        self._weight_of_op = {
+            op.name: weights.get(_top(op.source.module, weights), 1) for op in program.ops
+        }
+        self._seen: dict[Point, Estimate] = {}
+        self.saved = self._saved(weight)
+
+    def __call__(self, point: Point) -> Estimate:
+        found = self._seen.get(point)
+        if found is None:
+            found = self._seen[point] = self._estimate(point)
+        return found
+
+    def order(self, point: Point) -> tuple[float, str]:
+        """Quickest first, what is guessed not to fit behind what is."""
+        return self(point).seconds, self.space.name(point)
+
+    def smallest(self, point: Point) -> tuple[float, str]:
+        """What is guessed to need the least memory first."""
+        return self(point).bytes, self.space.name(point)
+
+    def bound_s(self, devices: int) -> float:
+        """Seconds of a step at least, of plans over so many devices that do different things."""
+        found = self._bounds.get(devices)
+        if found is None:
+            strategy = self.space.strategy
+            stages = max(strategy.axes.get(STAGE, 1), 1)
+            found = self._bounds[devices] = lower_bound(
+                self.space.first, self.costs, devices=devices, microbatches=self.microbatches,
+                optimizer=self.optimizer_name, stands_for=self.weights,
+                decided=Decided(stages=stages, recompute=strategy.recompute),
+            ).step_s  # fmt: skip
+        return found
+
+    def lower_bound_s(self) -> float:
+        """No plan on the cluster is faster."""
+        return self.bound_s(self.space.devices)
+
+    # Facts
+
+    def _cost(self, name: str) -> tuple[float, int, float]:
+        op = self.space.first.by_name[name]
+        try:
+            cost = self.costs.op(
+                op, self.space.first.operands[name], self.space.first.program.values
+            )
+        except MeshwrightError:
+            return 0.0, 0, 0.0
+        return cost.seconds, cost.launches, cost.host_s
+
+    def _saved(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bytes that each forward op makes and the backward uses."""
+        program = self.space.first.program
+        used = {
+            program.values[name].storage
+            for op in program.phase_ops("backward")
+            for name in self.space.first.operands[op.name]
+        }
+        saved = np.zeros(len(self.ops))
+        for op in program.phase_ops("forward"):
+            number = self.number.get(op.name)
+            if number is None:
+                continue
+            saved[number] = weight[number] * sum(
+                program.values[name].nbytes
+                for name in op.results
+                if name is not None and name in used
+            )
+        return saved
+
+    def groups(self, axis: str) -> tuple[Group, ...]:
+        """Groups that an axis other than `tensor` cuts."""
+        found = self._groups.get(axis)
+        if found is None:
+            found = self._groups[axis] = tuple(self._find(axis))
+        return found
+
+    def _find(self, axis: str) -> Iterable[Group]:
+        analysis = self.space.first
+        if axis in ("data", "replica"):
+            for item in analysis.program.inputs_of("batch"):
+                shape = analysis.program.values[item.value].shape
+                if shape and shape[0] > 1:
+                    decision = Decision(axis=axis, value=item.path, dim=0)
+                    yield analysis.group(*resolve(analysis, decision))
+            return
+        if axis == "sequence":
+            yield from (item.group for item in token_groups(analysis))
+            return
+        decide = {
+            "context": axis_context, "spatial": axis_spatial, "edge": axis_edge,
+            "expert": axis_expert,
+        }[axis]  # fmt: skip
+        try:
+            decisions = decide.decisions(analysis, 2)
+        except StrategyError:
+            return
+        for decision in decisions:
+            yield analysis.group(*resolve(analysis, decision))
+
+    def _mask(self, axis: str) -> NDArray[np.bool_]:
+        found = self._masks.get(axis)
+        if found is None:
+            found = self._masks[axis] = self._of(self.groups(axis))
+        return found
+
+    def _of(self, groups: Iterable[Group]) -> NDArray[np.bool_]:
+        mask = np.zeros(len(self.ops), bool)
+        for group in groups:
+            for name in group.cuts:
+                number = self.number.get(name)
+                if number is not None:
+                    mask[number] = True
+        return mask
+
+    # One point
+
+    def _estimate(self, point: Point) -> Estimate:
+        sizes = {axis: size for axis, size in point.mesh if size > 1}
+        count = point.microbatches
+        scale = self.microbatches / count  # of what the Program holds
+        share = np.ones(len(self.ops))
+        for axis in _SUMMED:
+            if axis in sizes:
+                share[self._mask(axis)] /= sizes[axis]
+        tensor_s = 0.0
+        tensor_cuts: dict[str, int] = {}
+        if "tensor" in sizes:
+            tensor_s, tensor_cuts = self._tensor(point, share, sizes)
+        active = prod(size for axis, size in sizes.items() if axis != IDLE)
+        compute_s = max(
+            count * float((self.fixed + self.variable * share * scale).sum()),
+            count * self.host_s,
+            self.bound_s(active),
+        )
+        reduce_s, floor_reduce_s = self._gradients(point, sizes, tensor_cuts)
+        others_s = sum(
+            self._exchange(axis, sizes, count, scale, point)
+            for axis in ("context", "spatial", "edge", "expert")
+            if axis in sizes
+        )
+        stored, stepped, persistent, gradients, whole = self._memory(point, sizes, tensor_cuts)
+        moved = self.optimizer.passes * stored
+        optimizer_s = self.costs.streaming(moved, self.optimizer.ops) if stepped else 0.0
+        stages = sizes.get(STAGE, 1)
+        if stages > 1 or self.space.constraints:
+            # How stages divide the model is not known here, nor what constraints change.
+            floor_reduce_s = persistent = 0.0
+        return Estimate(
+            compute_s + tensor_s * count + reduce_s + others_s + optimizer_s,
+            persistent + gradients + whole + float((self.saved * share).sum()) * scale,
+            max(self.bound_s(active), _SAFE * floor_reduce_s),
+            _SAFE * persistent,
+        )
+
+    def _tensor(
+        self, point: Point, share: NDArray[np.float64], sizes: Mapping[str, int]
+    ) -> tuple[float, dict[str, int]]:
+        """Seconds of one microbatch's collectives over `tensor`; divides `share` too.
+
+        Also by how much each parameter is divided.
+        """
+        parts = sizes["tensor"]
+        scale = self.microbatches / point.microbatches
+        batch = prod(sizes.get(axis, 1) for axis in _SUMMED)
+        stride = _stride(point, "tensor")
+        seconds = 0.0
+        cuts: dict[str, int] = {}
+        for key in self.space.cut(point):
+            facts = self._class(parts, key)
+            if facts is None:
+                continue
+            share[facts.mask] /= parts
+            cuts.update(dict.fromkeys(facts.paths, parts))
+            if facts.count:
+                mean = facts.nbytes / facts.count * scale / batch
+                seconds += facts.count * self._collective("all_reduce", parts, stride, mean)
+        if point.sequence and parts > 1:
+            share[self._mask("sequence") & (share >= 0.99 / batch)] /= parts
+        return seconds, cuts
+
+    def _class(self, parts: int, key: ClassKey) -> _Class | None:
+        if (parts, key) in self._class_facts:
+            return self._class_facts[parts, key]
+        item = self.space.classes(parts).get(key)
+        found = None
+        if item is not None:
+            program = self.space.first.program
+            gradients = {name for name in program.gradients.values() if name}
+            count = nbytes = 0
+            for group in item.groups:
+                for name in group.pending:
+                    if name not in gradients:
+                        weight = self._weight(name)
+                        count += weight
+                        nbytes += program.values[name].nbytes * weight
+            paths = tuple(
+                parameter.path
+                for parameter in program.inputs_of("parameter")
+                if any(parameter.value in group.members for group in item.groups)
+            )
+            found = _Class(self._of(item.groups), count, nbytes, paths)
+        self._class_facts[parts, key] = found
+        return found
+
+    def _weight(self, value: str) -> int:
+        """How many values one of the Program stands for."""
+        op = self._makers.get(value)
+        return self._weight_of_op[op] if op is not None else 1
+
+    def _gradients(
+        self, point: Point, sizes: Mapping[str, int], cuts: Mapping[str, int]
+    ) -> tuple[float, float]:
+        """Seconds of gradients' reductions and of gathering parameters, and the least they take."""
+        axes = [axis for axis in _SUMMED if axis in sizes]
+        total = least = 0.0
+        for axis in axes:
+            stride, parts = _stride(point, axis), sizes[axis]
+            volumes: dict[tuple[str, int], list[float]] = {}
+            for item in self.space.parameters:
+                if not item.trainable or (axis == "expert" and self._expert(item.items[0].value)):
+                    continue
+                nbytes = item.nbytes / max(cuts.get(item.items[0].path, 1), 1)
+                number = sum(self.weight_of.get(one.path, 1) for one in item.items)
+                stage = point.residency(item.number)
+                held = [other for other in axes if other in point.stored]
+                if not stage or not held:
+                    kinds = [("all_reduce", 1)]
+                elif axis not in held:
+                    kinds = [("all_reduce", 1)]
+                    nbytes /= prod(sizes[other] for other in held)
+                else:
+                    inner = held[: held.index(axis)]
+                    nbytes /= prod(sizes[other] for other in inner)
+                    again = point.microbatches
+                    kinds = {
+                        1: [("reduce_scatter", 1), ("all_gather", 1)],
+                        2: [("reduce_scatter", again), ("all_gather", 1)],
+                        3: [("reduce_scatter", again), ("all_gather", 2 * again)],
+                    }[stage]
+                for kind, times in kinds:
+                    volumes.setdefault((kind, times), []).append(nbytes * number)
+            for (kind, times), found in sorted(volumes.items()):
+                volume = sum(found)
+                merged = max(1, ceil(volume / BUCKET_BYTES))
+                total += times * merged * self._collective(kind, parts, stride, volume / merged)
+                least += times * self._collective(kind, parts, stride, volume)
+        # Only axes that certainly divide what each gradient is a sum over count for the bound.
+        certain = all(axis in ("data", "replica") for axis in axes) and not point.beside
+        return total, least if certain else 0.0
+
+    def _expert(self, value: str) -> bool:
+        return any(value in group.members for group in self.groups("expert"))
+
+    def _exchange(
+        self, axis: str, sizes: Mapping[str, int], count: int, scale: float, point: Point
+    ) -> float:
+        """What an axis that cuts more than the batch moves, for all microbatches."""
+        parts, stride = sizes[axis], _stride(point, axis)
+        others = prod(sizes.get(other, 1) for other in ("data", "replica"))
+        pending, ends = self._moved(axis)
+        kind = "all_to_all" if axis == "expert" else "all_gather"
+        seconds = 0.0
+        for nbytes in pending:
+            if nbytes > 4096:
+                seconds += self._collective("all_reduce", parts, stride, nbytes * scale / others)
+        for nbytes in ends:
+            share = parts if axis == "expert" else 1
+            seconds += self._collective(kind, parts, stride, nbytes * scale / others / share)
+        return seconds * count
+
+    def _moved(self, axis: str) -> tuple[list[int], list[int]]:
+        """Bytes of each sum that an axis leaves pending, and of each value that it gathers."""
+        found = self._exchanged.get(axis)
+        if found is not None:
+            return found
+        analysis = self.space.first
+        values = analysis.program.values
+        gradients = {name for name in analysis.program.gradients.values() if name}
+        pending, ends = [], []
+        for group in self.groups(axis):
+            if axis == "context":
+                for name in group.cuts:
+                    if family_of(analysis.by_name[name].target) == "attention":
+                        weight = self._weight_of_op[name]
+                        for used in analysis.operands[name][1:3]:
+                            ends += [values[used].nbytes] * weight
+                continue
+            for name in group.pending:
+                if name not in gradients:
+                    pending += [values[name].nbytes] * self._weight(name)
+            for name in group.ends:
+                for used in dict.fromkeys(analysis.operands[name]):
+                    if used in group.members:
+                        ends += [values[used].nbytes] * self._weight_of_op[name]
+        self._exchanged[axis] = pending, ends
+        return pending, ends
+
+    def _memory(
+        self, point: Point, sizes: Mapping[str, int], cuts: Mapping[str, int]
+    ) -> tuple[float, int, float, float, float]:
+        """Bytes stored, tensors stepped, bytes held for certain, gradients beside, gathered."""
+        stored = persistent = gradients = whole = 0.0
+        stepped = 0
+        gradients_of = self.space.first.program.gradients
+        held = prod(size for axis, size in sizes.items() if axis in point.stored)
+        beside = {key[0]: sizes[axis] for axis, key in point.beside if axis in sizes}
+        for item in self.space.parameters:
+            number = sum(self.weight_of.get(one.path, 1) for one in item.items)
+            computed = item.nbytes * number / max(cuts.get(item.items[0].path, 1), 1)
+            if "expert" in sizes and self._expert(item.items[0].value):
+                computed /= sizes["expert"]
+            computed /= beside.get(item.items[0].path, 1)
+            stage = point.residency(item.number)
+            if not item.trainable and stage < 3:
+                stage = 0
+            mine = computed / held if stage else computed
+            if not item.trainable:
+                persistent += mine
+                continue
+            if gradients_of.get(item.items[0].path) is None:
+                persistent += mine
+                continue
+            stored += mine
+            stepped += number
+            persistent += mine * (2 + self.optimizer.states)
+            if stage in (1,) and point.microbatches > 1:
+                gradients += computed - mine
+            if stage in (1, 2) and held > 1:
+                whole += computed
+        if self._sliced(sizes):
+            return stored, stepped, 0.0, gradients + persistent, whole
+        return stored, stepped, persistent, gradients, whole
+
+    def _sliced(self, sizes: Mapping[str, int]) -> bool:
+        """Whether an axis may cut parameters in ways that are not reckoned with here."""
+        return any(axis in sizes for axis in ("spatial", "edge", "context"))
+
+    def _collective(self, kind: str, parts: int, stride: int, nbytes: float) -> float:
+        return self.costs.collective(kind, parts, stride, max(1, ceil(nbytes)))
+
+
+def _stride(point: Point, axis: str) -> int:
+    stride = 1
+    for name, size in reversed(point.mesh):
+        if name == axis:
+            return stride
+        stride *= size
+    raise KeyError(axis)
+
+
+def _top(module: str, weights: Mapping[str, int]) -> str:
+    """The module of `weights` that `module` lies in."""
+    for name in weights:
+        if module == name or module.startswith(f"{name}."):
+            return name
+    return module

@@ -1,0 +1,223 @@
+"""Monte Carlo tree search over sequences of moves.
+
+A node has decided the first moves (mesh, then microbatches, groups, conflicts, residency)
+and completes the rest by the best guess; costing that completion is its rollout. Its
+children decide one thing more. Which node to look at next is PUCT's choice (Kocsis and
+Szepesvari 2006 for UCT; the prior as in Rosin 2011): the best that was found below it,
+and a bonus for what analysis guesses to be good and was seldom looked at. The best, not
+the mean, is handed up, since one plan is wanted and not a policy.
+
+A branch is closed once everything in it was costed, or when a bound shows that nothing
+in it fits, or is better than the best so far.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import sqrt
+
+from meshwright.cluster.types import Cluster
+from meshwright.search import moves
+from meshwright.search.costing import Costed, Costing
+from meshwright.search.space import Point
+
+__all__ = ["End", "Tree"]
+
+_EXPLORE = 0.35  # weight of PUCT's bonus beside values, which lie between 0 and 1
+_SHARPNESS = 4.0  # how strongly a prior prefers what is guessed to be quicker
+_CHANCE = 0.1  # part of descents' steps that go by the prior alone, drawn at random
+_WIDE = 1.8  # moves guessed to take so much longer than the best of their kind are left out
+_GROUP_OPTIONS = 8
+
+End = str  # "closed" or "patience"
+
+
+@dataclass
+class _Node:
+    point: Point
+    level: int
+    prior: float
+    children: list[_Node] | None = None
+    visits: int = 0
+    value: float = 0.0
+    closed: bool = False
+
+
+@dataclass
+class Tree:
+    """patience: evaluations in a row that found nothing better, after which it ends."""
+
+    costing: Costing
+    cluster: Cluster | None
+    meshes: Sequence[tuple[tuple[str, int], ...]]
+    seed: int
+    patience: int
+    forbidden: Sequence[str] = ()
+    reference: float = 0.0
+    _random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    def run(self) -> End:
+        """Raises BudgetOver when the time is over."""
+        costing = self.costing
+        best = costing.best
+        self.reference = self._objective(best) if best is not None else 0.0
+        root = _Node(Point(()), 0, 1.0)
+        last, count = costing.best, len(costing.costed)
+        while not root.closed:
+            self._descend(root)
+            if costing.best is not last:
+                last, count = costing.best, len(costing.costed)
+            if len(costing.costed) - count >= self.patience and last is not None:
+                return "patience"
+        return "closed"
+
+    # One descent
+
+    def _descend(self, root: _Node) -> None:
+        path = [root]
+        node = root
+        while True:
+            if node.level and not self.costing.known(node.point):
+                break
+            if node.children is None:
+                node.children = self._expand(node)
+            child = self._pick(node)
+            if child is None:
+                node.closed = True
+                break
+            path.append(child)
+            node = child
+        value = 0.0
+        if not node.closed:
+            if self.costing.hopeless(node.point):
+                # The completion's bound is that of no other: only a leaf is closed by it.
+                self.costing.skip(node.point)
+            value = self._value(self.costing.cost(node.point))
+        for step in reversed(path):
+            step.visits += 1
+            step.value = max(step.value, value)
+            if (step.children is not None and all(child.closed for child in step.children)) or (
+                step.children is None and step.level == _LAST
+            ):
+                step.closed = True
+
+    def _pick(self, node: _Node) -> _Node | None:
+        open_children = [child for child in node.children or () if not child.closed]
+        if not open_children:
+            return None
+        if self._random.random() < _CHANCE:
+            return self._random.choices(open_children, [c.prior for c in open_children])[0]
+        bonus = _EXPLORE * sqrt(node.visits + 1)
+        total = sum(child.prior for child in open_children)
+
+        def score(child: _Node) -> float:
+            known = child.value if child.visits else 0.8 * node.value
+            return known + bonus * child.prior / total / (1 + child.visits)
+
+        return max(open_children, key=score)  # the first of equals
+
+    def _expand(self, node: _Node) -> list[_Node]:
+        if node.level == _LAST:
+            return []
+        options = list(dict.fromkeys(self._options(node)))
+        if not options:
+            return []
+        costing = self.costing
+        guesses = [costing.guess(point) for point in options]
+        times = [
+            1.0 if guess is None else self._guessed(guess.seconds, guess.bytes) for guess in guesses
+        ]
+        least = min(times)
+        children = []
+        for point, seconds in zip(options, times, strict=True):
+            if seconds > _WIDE * least and point != node.point:
+                costing.ruled_out += 1
+                continue
+            prior = (least / seconds) ** _SHARPNESS if seconds else 1.0
+            children.append(_Node(point, node.level + 1, max(prior, 1e-6)))
+        return children
+
+    def _guessed(self, seconds: float, nbytes: float) -> float:
+        """Time, longer for what would not fit."""
+        over = nbytes / self.costing.memory_bytes
+        return max(self.costing.goal.objective(seconds, nbytes), 1e-12) * max(1.0, over) ** 2
+
+    def _options(self, node: _Node) -> Iterable[Point]:
+        space, point = self.costing.space, node.point
+        if node.level == 0:
+            for mesh in self.meshes:
+                yield self.complete(mesh)
+        elif node.level == 1:
+            yield point
+            for count in moves.counts(space, point.mesh):
+                if count != point.microbatches:
+                    yield self._stored(replace(point, microbatches=count))
+        elif node.level == 2:
+            yield point
+            options = list(moves.group_options(space, point))
+            guessed = sorted(range(len(options)), key=lambda k: (self._time(options[k]), k))
+            yield from (options[k] for k in guessed[:_GROUP_OPTIONS])
+        elif node.level == 3:
+            yield point
+            for option in moves.sequence_options(space, point):
+                yield from moves.attention_options(space, option)
+        else:
+            yield point
+            for option in moves.residency_options(space, point):
+                yield option
+                yield moves.small_whole(space, option)
+
+    def _time(self, point: Point) -> float:
+        guess = self.costing.guess(point)
+        return 1.0 if guess is None else self._guessed(guess.seconds, guess.bytes)
+
+    # Completions
+
+    def complete(self, mesh: tuple[tuple[str, int], ...]) -> Point:
+        """The mesh with the counts and residencies that are guessed best."""
+        space = self.costing.space
+        strategy = space.strategy
+        point = Point(mesh, sequence=False, attention=strategy.attention, zero=strategy.zero or 0)
+        point = moves.sequence_options(space, point)[0]
+        point = replace(point, attention=moves.attention_options(space, point)[0].attention)
+        best: Point | None = None
+        for count in moves.counts(space, mesh):
+            option = self._stored(replace(point, microbatches=count))
+            if best is None or self._time(option) < self._time(best):
+                best = option
+            guess = self.costing.guess(option)
+            if guess is None or guess.bytes <= 0.8 * self.costing.memory_bytes:
+                break  # further microbatches take no less time
+        assert best is not None
+        return best
+
+    def _stored(self, point: Point) -> Point:
+        """The residency that is guessed best, the simplest of equals."""
+        options = moves.residency_options(self.costing.space, point)
+        return min(options, key=self._time)
+
+    # Values
+
+    def _objective(self, item: Costed) -> float:
+        said = item.result.prediction
+        return self.costing.goal.objective(said.step_time_s, said.peak_memory_bytes)
+
+    def _value(self, item: Costed | None) -> float:
+        """1 for as good as the best of the named strategies; less than 0.3 for no fit."""
+        if item is None:
+            return 0.0
+        said = item.result.prediction
+        if not item.result.fits:
+            return 0.3 * min(1.0, self.costing.memory_bytes / max(said.peak_memory_bytes, 1))
+        aim = self._objective(item)
+        if not self.reference:
+            self.reference = aim
+        return min(2.0, self.reference / aim) if aim else 1.0
+
+
+_LAST = 5
