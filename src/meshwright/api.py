@@ -85,7 +85,7 @@ def _lower_plan(model: Model, plan: Plan) -> LoweredProgram:
     mesh = Mesh(tuple(plan.mesh.items()))
     clip = plan.clip_norm is not None
     assignment = assign(analysis, mesh, plan.decisions, plan.parameters, clip)
-    return lower(analysis, assignment, mesh.coordinate(0))
+    return lower(analysis, assignment, mesh.coordinate(0), plan.bucket_bytes)
 
 
 def simulate_plan(task: Task, plan: Plan, *, profile: Profile | None = None,
@@ -146,7 +146,7 @@ def parallelize(
                 analysis, mesh, resolved.decisions, resolved.parameters,
                 resolved.clip_norm is not None,
             )  # fmt: skip
-            lowered = lower(analysis, assignment, coordinate)
+            lowered = lower(analysis, assignment, coordinate, resolved.bucket_bytes)
         except MeshwrightError as error:
             raise PlanError(
                 f"The plan does not hold for a microbatch of {describe_leaves(batch)}: "

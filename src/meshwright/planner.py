@@ -20,7 +20,14 @@ from meshwright.layout.origins import origins
 from meshwright.layout.remarks import remarks
 from meshwright.lower.lower import lower
 from meshwright.model import Model
-from meshwright.plan.types import Alternative, Pipeline, Plan, Prediction, RandomNumbers
+from meshwright.plan.types import (
+    BUCKET_BYTES,
+    Alternative,
+    Pipeline,
+    Plan,
+    Prediction,
+    RandomNumbers,
+)
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
 from meshwright.program.types import Program
 from meshwright.search.constraints import parse as parse_constraints
@@ -43,6 +50,7 @@ def plan(
     clip_norm: float | None = None,
     optimizer: str = "adamw",
     rng: RandomNumbers = "exact",
+    bucket_bytes: int = BUCKET_BYTES,
     profile: Profile | None = None,
     model: Model | None = None,
     progress: Progress | None = None,
@@ -57,6 +65,7 @@ def plan(
     optimizer: whose state and time are counted, by name as in `adamw` or `sgd`.
     rng: how random ops draw. `exact` draws by global position, the same numbers under every
         plan; `fast` by each device's own generator, where replicas of a part draw alike.
+    bucket_bytes: collectives of gradients and of parameters are merged up to it; 0 merges none.
     profile: what `calibrate` measured on this machine, for a `local` cluster.
     constraints: what the plan has to obey, as in `layout head.weight=0:tensor` or
         `forbid zero=3`; see `meshwright.search.constraint_texts`.
@@ -81,6 +90,10 @@ def plan(
         raise UsageError(
             f"rng is '{rng}'.", "Give exact (the same numbers under every plan) or fast."
         )
+    if bucket_bytes < 0:
+        raise UsageError(
+            f"bucket_bytes is {bucket_bytes}.", "Give a number of bytes, or 0 to merge nothing."
+        )
     if clip_norm is not None and not 0 < clip_norm < float("inf"):
         raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
     model = model or Model(task)
@@ -94,7 +107,7 @@ def plan(
 
     def evaluate(candidate: Candidate) -> Prediction:
         say(f"costing {candidate.name}")
-        lowered = _lower(model, candidate, clip_norm is not None)
+        lowered = _lower(model, candidate, clip_norm is not None, bucket_bytes)
         result = simulate(
             lowered, where, microbatches=candidate.microbatches, optimizer=optimizer,
             pipeline=candidate.pipeline, recompute=candidate.recompute, memory_curve=False,
@@ -115,7 +128,7 @@ def plan(
     search_s = time.perf_counter() - started - (model.capture_s - captured_before)
     best = found.best.candidate
     started = time.perf_counter()
-    lowered = _lower(model, best, clip_norm is not None)
+    lowered = _lower(model, best, clip_norm is not None, bucket_bytes)
     lower_s = time.perf_counter() - started
     return Plan(
         meshwright_version=__version__,
@@ -129,6 +142,7 @@ def plan(
         global_batch=batch,
         clip_norm=clip_norm,
         optimizer=optimizer,
+        bucket_bytes=bucket_bytes,
         rng=rng,
         decisions=best.decisions,
         parameters=best.parameters,
@@ -156,10 +170,12 @@ def _alternative(item: Evaluated) -> Alternative:
     )
 
 
-def _lower(model: Model, candidate: Candidate, clip: bool) -> LoweredProgram:
+def _lower(
+    model: Model, candidate: Candidate, clip: bool, bucket_bytes: int
+) -> LoweredProgram:
     analysis = model.microbatch(candidate.microbatches)[1]
     assignment = assign(analysis, candidate.mesh, candidate.decisions, candidate.parameters, clip)
-    return lower(analysis, assignment, candidate.mesh.coordinate(0))
+    return lower(analysis, assignment, candidate.mesh.coordinate(0), bucket_bytes)
 
 
 def predict(
@@ -181,6 +197,7 @@ def predict(
         tokens_per_s=tokens / result.step_time_s if result.step_time_s else None,
         mfu=flops / (result.step_time_s * cluster.peak_flops) if result.step_time_s else None,
         collectives=result.collectives,
+        before_merging=result.before_merging,
         compute_s=result.compute_s + result.optimizer_s,
         communication_s=result.communication_s,
         memory=result.memory,

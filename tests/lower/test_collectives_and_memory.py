@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meshwright.api import Model, parallelize, plan, sgd, simulate_plan
 from meshwright.cluster.mesh import Mesh
 from meshwright.layout.assignment import assign
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.lower.lower import lower
-from meshwright.plan.types import Collective, Plan
+from meshwright.plan.types import BUCKET_BYTES, Collective, Plan
 from meshwright.program.types import Program
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.executor import Executable
@@ -46,6 +47,11 @@ def planned(model: Model, strategy: str, devices: int = 4, **options: Any) -> Pl
 
 def counts(made: Plan) -> dict[tuple[str, str], int]:
     return {(item.kind, item.axis): item.count for item in made.predicted.collectives}
+
+
+def counts_alone(made: Plan) -> dict[tuple[str, str], int]:
+    """With a collective for each tensor."""
+    return {(item.kind, item.axis): item.count for item in made.predicted.before_merging}
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -87,7 +93,8 @@ def test_data_parallel_reduces_each_gradient_once_a_step(layers: int, microbatch
     number = gradients(model.microbatch(1)[0].program)
     made = planned(model, "data", microbatches=microbatches)
     each = microbatches * (1 + POSITIONS)  # the loss, and what is reduced in the backward
-    assert counts(made) == {("all_reduce", "data"): number - POSITIONS + each}
+    assert counts_alone(made) == {("all_reduce", "data"): number - POSITIONS + each}
+    assert counts(made) == {("all_reduce", "data"): 1 + each}  # all gradients in one bucket
 
 
 def test_data_parallel_of_an_image_classifier() -> None:
@@ -98,7 +105,8 @@ def test_data_parallel_of_an_image_classifier() -> None:
     norms = sum("batch_norm" in op.target for op in program.phase_ops("forward"))
     made = planned(model, "data")
     total = gradients(program) + 1 + 3 * norms
-    assert counts(made) == {("all_reduce", "data"): total}
+    assert counts_alone(made) == {("all_reduce", "data"): total}
+    assert counts(made) == {("all_reduce", "data"): 1 + 1 + 3 * norms}
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
@@ -118,18 +126,83 @@ def test_zero_gathers_and_scatters_as_often_as_its_residency_says(
     }[zero]
     scattered = (number - POSITIONS) * (1 if zero == 1 else microbatches)
     made = planned(model, f"zero={zero}", microbatches=microbatches)
-    assert counts(made) == {
+    reduced = {("all_reduce", "data"): microbatches * (1 + POSITIONS)}
+    assert counts_alone(made) == reduced | {
         ("all_gather", "data"): gathered,
         ("reduce_scatter", "data"): scattered,
-        ("all_reduce", "data"): microbatches * (1 + POSITIONS),
     }
+    # Merged, through the whole model once a step. In a microbatch each of two blocks has its
+    # own, and so has what lies before and after them; the backward needs no table.
+    apart = 4 if microbatches == 1 else 1  # one layer is no block that repeats
+    again = 3 if microbatches == 1 else 1
+    assert counts(made) == reduced | {
+        ("all_gather", "data"): {1: 1, 2: microbatches * apart,
+                                 3: microbatches * (apart + again)}[zero],
+        ("reduce_scatter", "data"): 1 if zero == 1 else microbatches * apart,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["data", "zero=1", "zero=3", "data=2,tensor=2,zero=3"])
+def test_buckets_of_no_size_merge_nothing(strategy: str) -> None:
+    model = gpt(2)
+    made = planned(model, strategy, microbatches=2, clip_norm=0.5, bucket_bytes=0)
+    merged = planned(model, strategy, microbatches=2, clip_norm=0.5)
+    assert counts(made) == counts_alone(made) == counts_alone(merged)
+    assert counts(merged) != counts_alone(merged)
+    moved = {(item.kind, item.axis): item.bytes for item in made.predicted.collectives}
+    assert moved == {(item.kind, item.axis): item.bytes for item in merged.predicted.collectives}
+
+
+def test_thirty_two_layers_reduce_289_gradients_and_the_loss() -> None:
+    """Nine tensors a layer and an embedding, each with a collective of its own or in buckets."""
+    task = gpt_task(layers=2, width=16, heads=4, vocab=20, seq_len=6, global_batch=8)
+    model = Model(replace(task, model=_NineTensors))
+    made = planned(model, "data", bucket_bytes=0)
+    assert counts(made) == {("all_reduce", "data"): 289 + 1}
+    layer = sum(p.numel() for p in _NineTensors().layers[0].parameters()) * 4
+    made = planned(model, "data", bucket_bytes=4 * layer)
+    assert counts_alone(made) == {("all_reduce", "data"): 289 + 1}
+    assert counts(made) == {("all_reduce", "data"): 8 + 1 + 1}  # the embedding comes last
+
+
+class _Layer(nn.Module):
+    """Nine parameter tensors: four projections of attention, two matrices, two norms, a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out, self.up = (
+            nn.Linear(8, 8, bias=False) for _ in range(5)
+        )
+        self.down = nn.Linear(8, 8)
+        self.norm_1, self.norm_2 = nn.RMSNorm(8), nn.RMSNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm_1(x)
+        scores = torch.softmax(self.query(y) @ self.key(y).transpose(1, 2), -1)
+        x = x + self.out(scores @ self.value(y))
+        return x + self.down(torch.relu(self.up(self.norm_2(x))))
+
+
+class _NineTensors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(20, 8))
+        self.layers = nn.ModuleList(_Layer() for _ in range(32))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = nn.functional.embedding(ids, self.table)
+        for layer in self.layers:
+            x = layer(x)
+        return x @ self.table.t()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
-def test_what_runs_is_what_the_plan_lists(strategy: str, clip_norm: float | None) -> None:
+@pytest.mark.parametrize(("clip_norm", "bucket_bytes"), [(None, 1000), (0.5, BUCKET_BYTES)])
+def test_what_runs_is_what_the_plan_lists(
+    strategy: str, clip_norm: float | None, bucket_bytes: int
+) -> None:
     model = gpt(2)
-    made = planned(model, strategy, microbatches=2, clip_norm=clip_norm)
+    made = planned(model, strategy, microbatches=2, clip_norm=clip_norm, bucket_bytes=bucket_bytes)
     assert simulate_plan(model.task, made, model=model).collectives == made.predicted.collectives
 
     def rank(comm: Communicator) -> tuple[tuple[Collective, ...], ...]:

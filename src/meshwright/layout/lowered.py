@@ -9,6 +9,10 @@ from meshwright.cluster.mesh import Mesh
 from meshwright.layout.types import Layout
 from meshwright.program.types import Op, Value
 
+# Sources of collectives that belong to no module.
+GATHERING = "parameter gathering"
+REDUCTION = "gradient reduction"
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -52,6 +56,11 @@ class LoweredProgram:
     forward's values that the backward takes. `accumulated` maps a parameter's
     path to the backward output that is summed over microbatches.
     `layouts` tells for every value how it lies on the mesh.
+
+    Each value has collectives of its own in here; what runs is `layout.merge.merge` of it,
+    in buckets of `bucket_bytes` (0 merges none). `unshared` names the parameters whose
+    gradient nothing else uses before it is reduced, on any device, so that its reduction
+    may wait for others.
     """
 
     mesh: Mesh
@@ -72,3 +81,5 @@ class LoweredProgram:
     reduce: Section
     clip: Section
     norm: str | None
+    bucket_bytes: int = 0
+    unshared: frozenset[str] = frozenset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import LoweredProgram
+from meshwright.layout.merge import merge
 from meshwright.plan.types import CollectiveOrigin
 
 _GATHERED = "all_gather"  # the collective whose payload is its result
@@ -15,6 +16,7 @@ def origins(lowered: LoweredProgram, microbatches: int) -> tuple[CollectiveOrigi
     Counts and bytes are per device and step, those of forward and backward over
     all microbatches; together they are the plan's collectives.
     """
+    lowered = merge(lowered)
     parts = (
         ("gather", lowered.gather, 1),
         ("forward", lowered.forward, microbatches),
@@ -29,10 +31,13 @@ def origins(lowered: LoweredProgram, microbatches: int) -> tuple[CollectiveOrigi
             axis = dict(op.kwargs).get("axis")
             if kind == op.target or axis is None or kind == "shard":
                 continue
-            payload = op.results[0] if kind == _GATHERED else next(op.operands())
-            assert payload is not None
+            payload = op.results if kind == _GATHERED else op.operands()
             values = lowered.values
-            moved = sent_bytes(op, values) if kind == "halo" else values[payload].nbytes
+            moved = (
+                sent_bytes(op, values)
+                if kind == "halo"
+                else sum(values[name].nbytes for name in payload if name)
+            )
             key = (part, kind, str(axis), _stem(op.source.module))
             count, nbytes = found.get(key, (0, 0))
             found[key] = (count + times, nbytes + times * moved)

@@ -35,10 +35,17 @@ _GATHER = Source("parameter gathering")
 
 
 def lower(
-    analysis: Analysis, assignment: Assignment, coordinate: Mapping[str, int]
+    analysis: Analysis,
+    assignment: Assignment,
+    coordinate: Mapping[str, int],
+    bucket_bytes: int = 0,
 ) -> LoweredProgram:
-    """The local program of the device at `coordinate` of the assignment's mesh."""
-    return Lowering(analysis, assignment, coordinate).run()
+    """The local program of the device at `coordinate` of the assignment's mesh.
+
+    bucket_bytes: up to which its collectives are merged, by `layout.merge`, where it is run or
+    simulated.
+    """
+    return Lowering(analysis, assignment, coordinate, bucket_bytes).run()
 
 
 @dataclass
@@ -48,6 +55,7 @@ class Lowering:
     analysis: Analysis
     assignment: Assignment
     coordinate: Mapping[str, int]
+    bucket_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.program = self.analysis.program
@@ -122,6 +130,18 @@ class Lowering:
             reduce=reduce,
             clip=clip,
             norm=norm,
+            bucket_bytes=self.bucket_bytes,
+            unshared=self._unshared(),
+        )
+
+    def _unshared(self) -> frozenset[str]:
+        """Parameters whose gradient, as the Program has it, no op of the Program uses."""
+        used = {name for op in self.program.ops for name in op.operands()}
+        used |= {self.program.loss, *self.program.buffer_updates.values()}
+        return frozenset(
+            path
+            for path, name in self.program.gradients.items()
+            if name is not None and name not in used
         )
 
     def _declare(self, item: Input) -> None:

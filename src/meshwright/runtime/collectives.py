@@ -7,7 +7,7 @@
     └── LockstepTransport (in `lockstep`) all ranks as threads of one process
 
 Blocks are contiguous and not empty. Results are new tensors and inputs stay as
-they are. Gloo and lockstep add terms in the order of their index on the axis,
+they are, but where the name says otherwise. Gloo and lockstep add terms in the order of their index on the axis,
 and agree bit for bit (but for an all_reduce too large to be sent directly).
 
 What GlooTransport does by messages is faster so. With four processes on two
@@ -46,6 +46,9 @@ class Transport(Protocol):
     def all_reduce(self, x: Tensor, axis: str, reduce: Reduce) -> Tensor:
         """[*] -> [*], the terms of all devices on the axis combined."""
 
+    def all_reduce_in_place(self, x: Tensor, axis: str, reduce: Reduce) -> None:
+        """The same, written over `x`."""
+
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         """[*] -> [n, *]: the block of every device on the axis."""
 
@@ -68,6 +71,9 @@ class SingleTransport:
 
     def all_reduce(self, x: Tensor, axis: str, reduce: Reduce) -> Tensor:
         return x.clone()
+
+    def all_reduce_in_place(self, x: Tensor, axis: str, reduce: Reduce) -> None:
+        return None
 
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         return x.clone()[None]
@@ -104,8 +110,11 @@ class NativeTransport:
 
     def all_reduce(self, x: Tensor, axis: str, reduce: Reduce) -> Tensor:
         result = x.clone()
-        dist.all_reduce(result, self._OPS[reduce], group=self._groups[axis])
+        self.all_reduce_in_place(result, axis, reduce)
         return result
+
+    def all_reduce_in_place(self, x: Tensor, axis: str, reduce: Reduce) -> None:
+        dist.all_reduce(x, self._OPS[reduce], group=self._groups[axis])
 
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         result = x.new_empty(self._extents[axis], *x.shape)
@@ -151,6 +160,12 @@ class GlooTransport:
         if x.nbytes > DIRECT_BYTES:
             return self._native.all_reduce(x, axis, reduce)
         return combined(self.all_gather(x, axis).unbind(), reduce, torch.empty_like(x))
+
+    def all_reduce_in_place(self, x: Tensor, axis: str, reduce: Reduce) -> None:
+        if x.nbytes > DIRECT_BYTES:
+            self._native.all_reduce_in_place(x, axis, reduce)
+        else:
+            combined(self.all_gather(x, axis).unbind(), reduce, x)
 
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         n = self._groups[axis].size()

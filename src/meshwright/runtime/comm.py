@@ -22,7 +22,7 @@ from meshwright.errors import UsageError
 from meshwright.layout.halo import Range, overlap, rows_sent
 from meshwright.layout.types import Reduce
 from meshwright.plan.types import Collective
-from meshwright.runtime import halo, primitives
+from meshwright.runtime import flat, halo, primitives
 from meshwright.runtime.collectives import (
     GlooTransport,
     NativeTransport,
@@ -144,6 +144,67 @@ class Communicator:
         self._record("reduce_scatter", axis, x, started)
         return result
 
+    def all_reduce_many(
+        self, tensors: Sequence[Tensor], axis: str, reduce: Reduce = "sum"
+    ) -> list[Tensor]:
+        """Tensors of one dtype, in one collective; the results are views of one flat tensor."""
+        if self._extent[axis] == 1:
+            return list(tensors)
+        started = time.perf_counter()
+        row = flat.flattened(tensors)
+        if row.numel():
+            self._transport.all_reduce_in_place(row, axis, reduce)
+        self._record("all_reduce", axis, row, started)
+        return flat.opened(row, [x.shape for x in tensors])
+
+    def all_gather_many(
+        self, tensors: Sequence[Tensor], axis: str, cuts: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Parts of several tensors of one dtype, gathered in one collective.
+
+        cuts: (dim, outer, extent, minor, shift) for each.
+        """
+        n = self._extent[axis]
+        if n == 1:
+            return list(tensors)
+        started = time.perf_counter()
+        each = [Cut(*cut) for cut in cuts]
+        wholes = [
+            (*x.shape[: cut.dim], cut.size(cut.extent), *x.shape[cut.dim + 1 :])
+            for x, cut in zip(tensors, each, strict=True)
+        ]
+        row = flat.row_of(tensors, flat.row_length(wholes, each, n))
+        rows = self._transport.all_gather(row, axis) if row.numel() else row.new_empty(n, 0)
+        del row
+        results = flat.joined(rows, wholes, each, n)
+        self._record_bytes("all_gather", axis, sum(x.nbytes for x in results), started)
+        return results
+
+    def reduce_scatter_many(
+        self,
+        tensors: Sequence[Tensor],
+        axis: str,
+        cuts: Sequence[Sequence[int]],
+        reduce: Reduce = "sum",
+    ) -> list[Tensor]:
+        """This device's parts of several tensors of one dtype, combined in one collective.
+
+        The results are views of one flat tensor. cuts: as in `all_gather_many`.
+        """
+        n, me = self._extent[axis], self._coordinate[axis]
+        if n == 1:
+            return list(tensors)
+        started = time.perf_counter()
+        each = [Cut(*cut) for cut in cuts]
+        rows = flat.rows_of(tensors, each, n)
+        if rows.numel():
+            row = self._transport.reduce_scatter(rows, axis, reduce)
+        else:
+            row = rows[0].clone()
+        shapes = flat.part_shapes([x.shape for x in tensors], each, me, n)
+        self._record_bytes("reduce_scatter", axis, sum(x.nbytes for x in tensors), started)
+        return flat.opened(row, shapes)
+
     def all_to_all(
         self,
         x: Tensor,
@@ -259,9 +320,12 @@ class Communicator:
         return result.movedim(0, dim).contiguous()
 
     def _record(self, kind: str, axis: str, payload: Tensor, started: float) -> None:
+        self._record_bytes(kind, axis, payload.nbytes, started)
+
+    def _record_bytes(self, kind: str, axis: str, nbytes: int, started: float) -> None:
         if self.pause_s:
             time.sleep(self.pause_s)
-        self.log.add(kind, axis, payload.nbytes, time.perf_counter() - started)
+        self.log.add(kind, axis, nbytes, time.perf_counter() - started)
 
 
 def connect(mesh: Mesh, device: str = "cpu") -> Communicator:

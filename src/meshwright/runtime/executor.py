@@ -9,6 +9,7 @@ from torch import Tensor
 
 from meshwright.as_is import OpaqueCall
 from meshwright.layout.lowered import LoweredProgram, Section
+from meshwright.layout.merge import merge
 from meshwright.lower.emit import Run, emit
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.local_ops import RandomKey, local_ops
@@ -32,7 +33,7 @@ class Executable:
     ) -> None:
         """`constants` are the tensors that the step closes over, by value name; `opaque` the
         calls of modules that run as they are, by the name that ops give."""
-        self.lowered = lowered
+        self.lowered = lowered = merge(lowered)
         self._constants = constants
         self.text: dict[str, str] = {}
         self._runs: dict[str, Run] = {}

@@ -43,13 +43,28 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         )
         return comm.all_to_all(x, axis, gather, scatter)
 
+    def all_reduce(x: Tensor | list[Tensor], **options: Any) -> Tensor | list[Tensor]:
+        if isinstance(x, list):
+            return comm.all_reduce_many(x, **options)
+        return comm.all_reduce(x, **options)
+
+    def all_gather(x: Tensor | list[Tensor], **options: Any) -> Tensor | list[Tensor]:
+        if isinstance(x, list):
+            return comm.all_gather_many(x, **options)
+        return comm.all_gather(x, **options)
+
+    def reduce_scatter(x: Tensor | list[Tensor], **options: Any) -> Tensor | list[Tensor]:
+        if isinstance(x, list):
+            return comm.reduce_scatter_many(x, **options)
+        return comm.reduce_scatter(x, **options)
+
     def random(*args: Any, **kwargs: Any) -> Any:
         return draw(key, *args, **kwargs)
 
     return {
-        "mesh.all_reduce": comm.all_reduce,
-        "mesh.all_gather": comm.all_gather,
-        "mesh.reduce_scatter": comm.reduce_scatter,
+        "mesh.all_reduce": all_reduce,
+        "mesh.all_gather": all_gather,
+        "mesh.reduce_scatter": reduce_scatter,
         "mesh.all_to_all": all_to_all,
         "mesh.shard": comm.shard,
         "mesh.halo": comm.halo,

@@ -110,6 +110,9 @@ class LockstepTransport:
         terms = self._meet(f"all_reduce({reduce}, {axis})", x, axis)
         return combined(terms, reduce, torch.empty_like(x))
 
+    def all_reduce_in_place(self, x: Tensor, axis: str, reduce: Reduce) -> None:
+        combined(self._meet(f"all_reduce({reduce}, {axis})", x, axis), reduce, x)
+
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         return torch.stack(self._meet(f"all_gather({axis})", x, axis))
 

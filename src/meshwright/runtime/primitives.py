@@ -68,6 +68,16 @@ def shard(x: Tensor, cut: Cut, index: int, parts: int) -> Tensor:
     return part.clone(memory_format=torch.contiguous_format).view(shape)
 
 
+def part_of(x: Tensor, cut: Cut, index: int, parts: int) -> Tensor:
+    """Part `index` of `x` as [before, outer, count, minor * after]; of a contiguous one, a view."""
+    start, count = cut.part(index, parts)
+    before = math.prod(x.shape[: cut.dim])
+    after = math.prod(x.shape[cut.dim + 1 :])
+    assert x.shape[cut.dim] == cut.size(cut.extent), (tuple(x.shape), cut)
+    opened = x.reshape(before, cut.outer, cut.extent, cut.minor * after)
+    return opened[:, :, start : start + count]
+
+
 def _resized(x: Tensor, cut: Cut, count: int, wanted: int) -> Tensor:
     """`x` with `count` along the extent padded with zeros, or trimmed, to `wanted`."""
     if count == wanted:

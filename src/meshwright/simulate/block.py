@@ -13,7 +13,7 @@ Bytes = tuple[int, int, int]  # activations, gathered parameters, gradients
 class Task(NamedTuple):
     """role: `compute`; `sync`, a collective that what follows needs; `gather` of a
     parameter; `reduce` of a gradient. axis, kind, nbytes and itemsize, of one element, are of a
-    collective."""
+    collective; tensors: how many it is for."""
 
     role: str
     seconds: float
@@ -21,6 +21,17 @@ class Task(NamedTuple):
     kind: str = ""
     nbytes: int = 0
     itemsize: int = 0
+    tensors: int = 1
+
+
+class Allocation(NamedTuple):
+    """Bytes that an op of `reduce` makes, frees, and needs while it runs; its task, where it is
+    a collective."""
+
+    made: int
+    freed: int
+    scratch: int
+    task: Task | None
 
 
 @dataclass(slots=True)
@@ -83,8 +94,7 @@ class Block:
     gather: Work = field(default_factory=Work)  # once a step
     gather_bytes: int = 0
     reduce: Work = field(default_factory=Work)  # once a step
-    # Bytes that each op of `reduce` makes, frees, and needs while it runs.
-    reduce_allocates: list[tuple[int, int, int]] = field(default_factory=list)
+    reduce_allocates: list[Allocation] = field(default_factory=list)
     parameters: list[int] = field(default_factory=list)  # of the lowered program's
     buffer_bytes: int = 0
     batch: set[str] = field(default_factory=set)

@@ -132,15 +132,19 @@ class Contents:
 
     def collectives(
         self, stage: int, buckets: Callable[[Piece], list[tuple[Task, ...]]]
-    ) -> tuple[Collective, ...]:
-        """Per device and step; `buckets` are a piece's reductions of once a step."""
+    ) -> tuple[tuple[Collective, ...], tuple[Collective, ...]]:
+        """Per device and step, as they run and with one for each tensor; `buckets` are a
+        piece's reductions of once a step."""
         found: dict[tuple[str, str], tuple[int, int]] = {}
+        tensors: dict[tuple[str, str], int] = {}
 
         def count(tasks: Sequence[Task], times: int) -> None:
             for task in tasks:
                 if task.kind:
                     number, nbytes = found.get((task.kind, task.axis), (0, 0))
                     found[task.kind, task.axis] = number + times, nbytes + times * task.nbytes
+                    alone = tensors.get((task.kind, task.axis), 0)
+                    tensors[task.kind, task.axis] = alone + times * task.tensors
 
         for piece in self.pieces_of(stage):
             for phase in (piece.forward, piece.inputs, piece.weights):
@@ -155,4 +159,7 @@ class Contents:
         return tuple(
             Collective(kind=kind, axis=axis, count=number, bytes=nbytes)
             for (kind, axis), (number, nbytes) in sorted(found.items())
+        ), tuple(
+            Collective(kind=kind, axis=axis, count=tensors[kind, axis], bytes=nbytes)
+            for (kind, axis), (_, nbytes) in sorted(found.items())
         )

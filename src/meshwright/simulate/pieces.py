@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 from meshwright.errors import UsageError
 from meshwright.plan.types import Pipeline, Recompute
 from meshwright.program.types import ITEM_BYTES
-from meshwright.simulate.block import Block, Bytes, Task, Work
+from meshwright.simulate.block import Allocation, Block, Bytes, Task, Work
 from meshwright.simulate.copies import Row
 from meshwright.simulate.executor import Executor
 from meshwright.simulate.section import ACTIVATIONS, GATHERED
@@ -65,6 +65,7 @@ class Piece:
     gradients: list[int] = field(default_factory=list)
     once_gathered: int = 0
     largest_gather: int = 0
+    reducing: list[Allocation] = field(default_factory=list)
     reduce_peak: int = 0
 
 
@@ -277,7 +278,9 @@ class _Assembly:
                 continue
             key = (task.kind, task.axis, task.itemsize)
             seen = into.get(key)
-            into[key] = task if seen is None else seen._replace(nbytes=seen.nbytes + task.nbytes)
+            into[key] = task if seen is None else seen._replace(
+                nbytes=seen.nbytes + task.nbytes, tensors=seen.tensors + task.tensors
+            )  # fmt: skip
 
         def made(found: dict[tuple[str, str, int], Task]) -> list[Task]:
             return [self.recost(task, task.nbytes) for task in found.values()]
@@ -364,11 +367,11 @@ class _Assembly:
 
     def _reduce_peak(self) -> None:
         live = peak = 0
-        for block in reversed(self.blocks):
-            for made, freed, scratch in block.reduce_allocates:
-                live += made
-                peak = max(peak, live + scratch)
-                live -= freed
+        self.piece.reducing = [a for block in reversed(self.blocks) for a in block.reduce_allocates]
+        for made, freed, scratch, _ in self.piece.reducing:
+            live += made
+            peak = max(peak, live + scratch)
+            live -= freed
         self.piece.reduce_peak = peak
 
 

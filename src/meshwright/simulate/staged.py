@@ -18,6 +18,7 @@ from meshwright.simulate.contents import Contents
 from meshwright.simulate.copies import Row, row
 from meshwright.simulate.engine import Clock, Engine, Timed
 from meshwright.simulate.executor import Executor
+from meshwright.simulate.packing import packed, reduce_peak
 from meshwright.simulate.pieces import Phase, Piece, boundaries, cuts_of, pieces
 from meshwright.simulate.schedules import Turn, schedule
 from meshwright.simulate.types import (
@@ -91,6 +92,8 @@ class _Staged:
             0.0 if executor.gradient_buffer else sum(map(adding, piece.gradients))
             for piece in self.pieces
         ]
+        if lowered.bucket_bytes:
+            self._pack(lowered.bucket_bytes)
         self._transfers: dict[tuple[int, bool], float] = {}
         self._optimizer_s: dict[tuple[int, ...], float] = {}
         self._whole_gradients = sum(
@@ -131,6 +134,22 @@ class _Staged:
             task.kind, mesh.extent(task.axis), mesh.stride(task.axis), nbytes
         )
         return task._replace(nbytes=nbytes, seconds=seconds)
+
+    def _pack(self, limit: int) -> None:
+        """Merge what is gathered and reduced once a step."""
+        extent = self.lowered.mesh.extent
+        on_cpu = self.costs.profiles[0].device == "cpu"
+        for piece in self.pieces:
+            piece.gather = packed(piece.gather, limit, extent, self._together)
+            piece.reduce = packed(piece.reduce, limit, extent, self._together)
+            piece.reduce_peak = reduce_peak(piece.reducing, limit, extent, on_cpu)
+
+    def _together(self, tasks: Sequence[Task]) -> Task:
+        task = self._recost(tasks[0], sum(task.nbytes for task in tasks))
+        extent = self.lowered.mesh.extent(task.axis)
+        moved_s = self.costs.side_by_side(task.kind, task.nbytes, extent)
+        tensors = sum(task.tensors for task in tasks)
+        return task._replace(tensors=tensors, seconds=task.seconds + moved_s)
 
     def _turn(self, stage: int, turn: Turn) -> Timed:
         """The tasks of a turn; alike for all microbatches but the first and the last."""
@@ -191,7 +210,8 @@ class _Staged:
                 key = (task.kind, task.axis, task.itemsize)
                 seen = pending.pop(key, None)
                 nbytes = task.nbytes + (seen.nbytes if seen else 0)
-                pending[key] = task._replace(nbytes=nbytes)
+                tensors = task.tensors + (seen.tensors if seen else 0)
+                pending[key] = task._replace(nbytes=nbytes, tensors=tensors)
                 if nbytes >= limit:
                     ready.append(self._recost(pending.pop(key), nbytes))
             if number == len(piece.reduce) - 1:
@@ -367,6 +387,7 @@ class _Staged:
         busiest = max(range(count), key=lambda stage: clocks[stage].communication_s)
         causes = dict.fromkeys(cause for item in results for cause in item.stalls)
         stalls = {cause: sum(r.stalls.get(cause, 0.0) for r in results) / count for cause in causes}
+        collectives, before_merging = self.holds.collectives(busiest, self._buckets)
         filled = None
         if self.pipeline.stages > 1:
             filled = self.pipeline.model_copy(update={"cuts": cuts_of(self.row, self.bounds)})
@@ -379,7 +400,8 @@ class _Staged:
             memory=dict(fullest.memory),
             peak_at=fullest.peak_at,
             peak_source=fullest.peak_source,
-            collectives=self.holds.collectives(busiest, self._buckets),
+            collectives=collectives,
+            before_merging=before_merging,
             flops=self._flops() / count,
             events=tuple(sorted(events, key=lambda item: (item.start_s, item.end_s))),
             exposed_communication_s=sum(stalls.get(cause, 0.0) for cause in COMMUNICATION_STALLS),

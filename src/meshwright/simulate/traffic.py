@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from meshwright.cost.families import family_of
 from meshwright.layout.lowered import LoweredProgram
+from meshwright.layout.merge import tensors_of
 from meshwright.program.types import Op
 from meshwright.simulate.segments import Segments
 
@@ -113,11 +114,14 @@ class _Analysis:
             carries = len(set(names)) == 1 and family_of(op.target) in _CARRIES
             if depends.intersection(names):
                 depends.update(results)
-            if carries and names[0] in root:
-                for name in results:
-                    root[name] = root[names[0]]
+            pairs = [(names[0], name) for name in results] if carries else []
+            if tensors_of(op) > 1:
+                pairs = list(zip(names, results, strict=True))
+            if pairs and all(source in root for source, _ in pairs):
+                for source, name in pairs:
+                    root[name] = root[source]
                     storage = values[name].storage
-                    if storage not in stored and names[0] in depends:
+                    if storage not in stored and source in depends:
                         derived.add(storage)
             elif number is not None:
                 for name in names:

@@ -76,7 +76,8 @@ class Simulation:
     makes). It sums up to `peak_memory_bytes`. `peak_at` names the op, or the
     part of the step, at the peak. `flops` are those that the device executes,
     recomputation included. `events` and `curve` are empty unless they were
-    asked for.
+    asked for. `collectives` are those that run, `before_merging` what they would be
+    if each tensor had one of its own.
 
     Where the model is cut into stages, memory is that of the fullest one,
     collectives those of the one that communicates longest, and seconds and flops
@@ -96,6 +97,7 @@ class Simulation:
     peak_at: str
     collectives: tuple[Collective, ...]
     flops: float
+    before_merging: tuple[Collective, ...] = ()
     events: tuple[Event, ...] = ()
     curve: tuple[MemoryPoint, ...] = ()
     peak_source: str = ""

@@ -1,0 +1,98 @@
+"""Several tensors in one collective: how they lie in the flat blocks that are sent.
+
+A device's row holds, one after the other and each contiguous, its parts of all the
+tensors. Rows are as long as the longest of any device, since blocks have one size;
+parts need no padding of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from meshwright.runtime.primitives import Cut, part_of
+
+
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """All elements of the tensors, one tensor after the other, in memory of its own."""
+    flat = tensors[0].new_empty(sum(x.numel() for x in tensors))
+    for place, x in zip(_places(flat, [x.shape for x in tensors]), tensors, strict=True):
+        place.copy_(x)
+    return flat
+
+
+def opened(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Views of the tensors that lie in `flat`."""
+    return _places(flat, shapes)
+
+
+def _places(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    places, start = [], 0
+    for shape in shapes:
+        count = math.prod(shape)
+        places.append(flat[start : start + count].view(tuple(shape)))
+        start += count
+    return places
+
+
+def row_length(wholes: Sequence[Sequence[int]], cuts: Sequence[Cut], parts: int) -> int:
+    """Elements of a row. wholes: shapes of the tensors that are cut."""
+    return max(
+        sum(math.prod(shape) for shape in part_shapes(wholes, cuts, device, parts))
+        for device in range(parts)
+    )
+
+
+def part_shapes(
+    wholes: Sequence[Sequence[int]], cuts: Sequence[Cut], device: int, parts: int
+) -> list[tuple[int, ...]]:
+    """Shapes of the parts that one device has."""
+    return [
+        (
+            *whole[: cut.dim],
+            cut.size(cut.part(cut.number(device, parts), parts)[1]),
+            *whole[cut.dim + 1 :],
+        )
+        for whole, cut in zip(wholes, cuts, strict=True)
+    ]
+
+
+def rows_of(tensors: Sequence[Tensor], cuts: Sequence[Cut], parts: int) -> Tensor:
+    """[parts, row]: of each device its parts of the tensors."""
+    wholes = [x.shape for x in tensors]
+    rows = tensors[0].new_empty(parts, row_length(wholes, cuts, parts))
+    for device in range(parts):
+        start = 0
+        for x, cut in zip(tensors, cuts, strict=True):
+            part = part_of(x, cut, cut.number(device, parts), parts)
+            rows[device, start : start + part.numel()].view(part.shape).copy_(part)
+            start += part.numel()
+        rows[device, start:].zero_()
+    return rows
+
+
+def row_of(blocks: Sequence[Tensor], length: int) -> Tensor:
+    """[row]: this device's own parts."""
+    row = blocks[0].new_empty(length)
+    start = 0
+    for block in blocks:
+        row[start : start + block.numel()].view(block.shape).copy_(block)
+        start += block.numel()
+    row[start:].zero_()
+    return row
+
+
+def joined(
+    rows: Tensor, wholes: Sequence[tuple[int, ...]], cuts: Sequence[Cut], parts: int
+) -> list[Tensor]:
+    """The tensors whose parts lie in the rows of all devices, each in memory of its own."""
+    results = [rows.new_empty(whole) for whole in wholes]
+    for device in range(parts):
+        start = 0
+        for result, cut in zip(results, cuts, strict=True):
+            place = part_of(result, cut, cut.number(device, parts), parts)
+            place.copy_(rows[device, start : start + place.numel()].view(place.shape))
+            start += place.numel()
+    return results
