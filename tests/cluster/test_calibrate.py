@@ -12,7 +12,7 @@ from meshwright.cost.fit import median_error
 from meshwright.cost.memory import OPTIMIZERS
 from meshwright.errors import UsageError
 from meshwright.runtime.calibrate import calibrate, calibration
-from meshwright.runtime.probing import PAYLOADS
+from meshwright.runtime.probing import KINDS, PAYLOADS
 
 
 @pytest.mark.processes
@@ -28,8 +28,7 @@ def test_two_processes() -> None:
     assert 1e7 < profile.memory_bytes_per_s < 1e12
     assert 1e-7 < profile.op_overhead_s < 1e-2
     assert {(curve.kind, curve.participants) for curve in profile.collectives} == {
-        (kind, 2)
-        for kind in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ring_shift")
+        (kind, 2) for kind in KINDS
     }
     assert all(len(curve.points) == len(PAYLOADS) for curve in profile.collectives)
     fitted = profile.fitted
@@ -38,6 +37,8 @@ def test_two_processes() -> None:
     assert families <= fitted.ops.keys()
     assert fitted.optimizers.keys() == {key for key in OPTIMIZERS if key != "none"}
     assert {"compute", "optimizer", "collectives"} == fitted.noise.keys()
+    assert [waits.participants for waits in fitted.waits] == [2]
+    assert len(fitted.waits[0].points) >= 2
     assert 0.5 < fitted.contention < 50
     assert median_error(found.residuals) < 0.3
     assert len(profile.lower_tiers) <= 1

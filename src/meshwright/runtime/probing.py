@@ -36,7 +36,7 @@ from meshwright.runtime.emptystep import step_times
 from meshwright.runtime.probes import Probe, dtype_probes, op_probes
 
 PAYLOADS = (1 << 8, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 23)
-KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ring_shift")
+KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ring_shift", "halo")
 _OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "sgd-momentum": lambda tensors: torch.optim.SGD(tensors, momentum=0.9),
@@ -49,6 +49,7 @@ _TENSOR_ELEMENTS = ((1 << 6, 16), (1 << 14, 8), (1 << 19, 3))  # elements, how m
 _TRAMPLED_BYTES = 3 << 19  # more than a core's own caches hold
 _ROTATED_BYTES = 32 << 20  # of buffers that collectives take in turns
 _MOST_BUFFERS = 64
+_HALO_ROWS = 1
 _MEET_EVERY = 20  # probes; a meeting takes milliseconds where processes share cores
 _WORK_SIZE = 128  # of the products and sums that are done before a collective
 _WAITS_S = (0.0004, 0.002, 0.008, 0.03)  # of processor time between collectives
@@ -294,6 +295,8 @@ def _collective(
     Calls take buffers in turns, so that what is sent lies in no cache.
     """
     n = communicator.mesh.extent("group")
+    if kind == "halo":
+        return _halo(communicator, n, payload, device)
     rows = n * n * max(1, payload // 4 // (n * n * 16))
     count = max(1, min(_MOST_BUFFERS, _ROTATED_BYTES // (rows * 64)))
     whole = cycle([torch.ones(rows, 16, device=device) for _ in range(count)])
@@ -309,6 +312,22 @@ def _collective(
         "ring_shift": lambda: communicator.ring_shift(next(whole), "group"),
     }
     return calls[kind], rows * 64
+
+
+def _halo(
+    communicator: Communicator, n: int, payload: int, device: str
+) -> tuple[Callable[[], object], int]:
+    """One row a device, and that of each neighbour: what is copied beside is counted apart."""
+    sent = min(n - 1, 2)
+    columns = max(1, payload // 4 // sent)
+    count = max(1, min(_MOST_BUFFERS, _ROTATED_BYTES // (_HALO_ROWS * columns * 4)))
+    held = cycle([torch.ones(_HALO_ROWS, columns, device=device) for _ in range(count)])
+    source = [(k * _HALO_ROWS, (k + 1) * _HALO_ROWS) for k in range(n)]
+    target = [(first - 1, past + 1) for first, past in source]
+    return (
+        lambda: communicator.halo(next(held), "group", 0, source, target),
+        sent * columns * 4,
+    )
 
 
 def _clock_s(clock: Callable[[], float]) -> float:
