@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,7 @@ def verify(
     microbatches: int | None = None,
     clip_norm: float | None = None,
     rng: RandomNumbers = "exact",
+    constraints: Sequence[str] = (),
 ) -> Comparison:
     """Is the planned step the single-device step? All ranks run in lockstep in this process.
 
@@ -259,7 +260,7 @@ def verify(
     model = model or Model(task)
     made = plan or _make_plan(
         task, cluster, strategy, model=model, microbatches=microbatches, clip_norm=clip_norm,
-        rng=rng,
+        rng=rng, constraints=constraints,
     )  # fmt: skip
     check_executable(made)
     check_comparable(made, model)

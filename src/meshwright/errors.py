@@ -17,6 +17,9 @@ sentences, since the command line prints them as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class MeshwrightError(Exception):
     """Root of all errors meant for a user; `kind` names it in JSON output."""
@@ -55,8 +58,23 @@ class PlanError(UsageError):
 
 
 class NoPlanFits(MeshwrightError):
+    """closest: the candidate that comes closest, as evaluated. details: the same figures, and
+    what would fit, for `--json`."""
+
     kind = "no-plan-fits"
     exit_code = 3
+
+    def __init__(
+        self,
+        message: str,
+        remedy: str = "",
+        *,
+        closest: object = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, remedy)
+        self.closest = closest
+        self.details = details or {}
 
 
 class CaptureError(MeshwrightError):

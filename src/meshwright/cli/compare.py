@@ -19,7 +19,12 @@ def compare(
     model: given.Model,
     option: given.Options = None,
     global_batch: given.GlobalBatch = None,
+    seq_len: given.SeqLen = None,
     cluster: given.Cluster = None,
+    mesh: given.Mesh = None,
+    layout: given.Layout = None,
+    forbid: given.Forbid = None,
+    pin: given.Pin = None,
     microbatches: given.Microbatches = None,
     clip_norm: given.ClipNorm = None,
     optimizer: given.Optimizer = None,
@@ -35,6 +40,7 @@ def compare(
         request = Request(
             model, option, global_batch, cluster, None, microbatches, clip_norm, optimizer,
             profile, no_calibrate,
+            seq_len=seq_len, constraints=given.constraints(mesh, layout, forbid, pin),
         )  # fmt: skip
         prepared = prepare(request, out)
         found: dict[str, Plan | MeshwrightError] = {}

@@ -32,7 +32,7 @@ def demo(
     with Output(json) as out:
         local_cluster(cluster)
         _check_replaceable(run)
-        options = parse_options(option or (), None)
+        options = parse_options(option or ())
         from meshwright.cli.demo import run_demo
 
         out.emit(

@@ -16,6 +16,7 @@ import typer
 
 from meshwright.cli import options as given
 from meshwright.cli.kinds import show_kinds
+from meshwright.cli.models import show_models
 from meshwright.cli.output import Output
 from meshwright.cli.processes import cores_here
 from meshwright.errors import MeshwrightError, RunError
@@ -35,6 +36,12 @@ _Kinds = Annotated[
 ]
 
 
+_Models = Annotated[
+    bool,
+    typer.Option("--models", help="List the models that hf:NAME knows by a short name instead."),
+]
+
+
 @dataclass(frozen=True)
 class Check:
     """`needed` checks have to pass; others say what is missing for more."""
@@ -46,11 +53,19 @@ class Check:
     remedy: str = ""
 
 
-def doctor(kinds: _Kinds = False, json: given.Json = False, debug: given.Debug = False) -> None:
+def doctor(
+    kinds: _Kinds = False,
+    models: _Models = False,
+    json: given.Json = False,
+    debug: given.Debug = False,
+) -> None:
     """Check this machine: versions, cores, memory, processes that talk, folders."""
     with Output(json) as out:
         if kinds:
             show_kinds(out)
+            return
+        if models:
+            show_models(out)
             return
         checks = []
         with out.status("Checking") as update:

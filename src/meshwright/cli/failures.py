@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -11,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meshwright.cli.output import write_json
-from meshwright.errors import MeshwrightError, RunError
+from meshwright.errors import MeshwrightError, NoPlanFits, RunError
 
 # The root of the parser's own errors, which the library beneath Typer defines.
 _PARSER: type[Exception] = typer.BadParameter.__mro__[2]
@@ -25,11 +27,13 @@ class Failure:
     kind: str
     message: str
     remedy: str
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def failure_of(error: BaseException) -> Failure:
     if isinstance(error, MeshwrightError):
-        return Failure(error.exit_code, error.kind, error.message, error.remedy)
+        details = error.details if isinstance(error, NoPlanFits) else {}
+        return Failure(error.exit_code, error.kind, error.message, error.remedy, details)
     if isinstance(error, _PARSER):
         return _usage(error)
     if isinstance(error, KeyboardInterrupt):
@@ -75,7 +79,7 @@ def tell(failure: Failure, as_json: bool) -> None:
         failure = replace(failure, message=f"Rank {rank}: {failure.message}")
     elif as_json:
         words = {"kind": failure.kind, "message": failure.message, "remedy": failure.remedy}
-        write_json({"error": words})
+        write_json({"error": words | dict(failure.details)})
         return
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:

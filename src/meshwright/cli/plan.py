@@ -18,13 +18,18 @@ def plan(
         typer.Argument(
             metavar="[MODEL]",
             show_default=False,
-            help="zoo:NAME, hf:CONFIG, FILE.py:FACTORY or MODULE:FACTORY.",
+            help="zoo:NAME, hf:NAME, hf:CONFIG, FILE.py:FACTORY or MODULE:FACTORY.",
         ),
     ] = "",
     option: given.Options = None,
     global_batch: given.GlobalBatch = None,
+    seq_len: given.SeqLen = None,
     cluster: given.Cluster = None,
     strategy: given.Strategy = None,
+    mesh: given.Mesh = None,
+    layout: given.Layout = None,
+    forbid: given.Forbid = None,
+    pin: given.Pin = None,
     microbatches: given.Microbatches = None,
     clip_norm: given.ClipNorm = None,
     optimizer: given.Optimizer = None,
@@ -60,6 +65,7 @@ def plan(
         request = Request(
             model, option, global_batch, cluster, strategy, microbatches, clip_norm, optimizer,
             profile, no_calibrate, rng=rng,
+            seq_len=seq_len, constraints=given.constraints(mesh, layout, forbid, pin),
         )  # fmt: skip
         made = make_plan(prepare(request, out), out)
         if out_file is not None:

@@ -6,9 +6,10 @@ command's help does not wait for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from meshwright.cli.output import Output
@@ -50,6 +51,8 @@ class Request:
     no_calibrate: bool = False
     plan: Path | None = None
     rng: str | None = None
+    seq_len: int | None = None
+    constraints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def prepare(request: Request, out: Output, *, optimizer: str = "adamw", measure:
     """
     world = torchrun_world()
     given = _given_plan(request)
-    options = parse_options(request.options or (), request.global_batch)
+    sizes = {"global_batch": request.global_batch, "seq_len": request.seq_len}
+    options = parse_options(request.options or (), sizes)
     cluster = parse_cluster(_cluster_text(request, given, world))
     _check_size(cluster, world)
     if given is not None:
@@ -133,10 +137,14 @@ def make_plan(prepared: Prepared, out: Output, strategy: str | None = None) -> P
             profile=prepared.profile,
             model=model,
             progress=lambda text: update(text[:1].upper() + text[1:]),
+            constraints=request.constraints,
         )
 
 
-def parse_options(words: Sequence[str], global_batch: int | None) -> dict[str, str]:
+def parse_options(
+    words: Sequence[str], sizes: Mapping[str, int | None] = MappingProxyType({})
+) -> dict[str, str]:
+    """The words of `--option`, with the sizes that have an option of their own."""
     options: dict[str, str] = {}
     for word in words:
         key, separator, value = word.partition("=")
@@ -148,13 +156,15 @@ def parse_options(words: Sequence[str], global_batch: int | None) -> dict[str, s
         if key in options:
             raise UsageError(f"The option {key} is given twice.", "Give it once.")
         options[key] = value
-    if global_batch is not None:
-        if "global_batch" in options:
+    for key, size in sizes.items():
+        if size is None:
+            continue
+        if key in options:
             raise UsageError(
-                "The global batch is given twice, by --global-batch and by --option.",
+                f"{key} is given twice, by --{key.replace('_', '-')} and by --option.",
                 "Give it once.",
             )
-        options["global_batch"] = str(global_batch)
+        options[key] = str(size)
     return options
 
 
@@ -197,6 +207,7 @@ def _given_plan(request: Request) -> Plan | None:
         "--clip-norm": request.clip_norm,
         "--rng": request.rng,
     }
+    said |= {f"--{text.partition(' ')[0]}": text for text in request.constraints}
     both = [name for name, value in said.items() if value is not None]
     if both:
         raise UsageError(

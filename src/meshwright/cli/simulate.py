@@ -17,8 +17,13 @@ def simulate(
     model: given.Model,
     option: given.Options = None,
     global_batch: given.GlobalBatch = None,
+    seq_len: given.SeqLen = None,
     cluster: given.Cluster = None,
     strategy: given.Strategy = None,
+    mesh: given.Mesh = None,
+    layout: given.Layout = None,
+    forbid: given.Forbid = None,
+    pin: given.Pin = None,
     microbatches: given.Microbatches = None,
     clip_norm: given.ClipNorm = None,
     optimizer: given.Optimizer = None,
@@ -49,6 +54,7 @@ def simulate(
         request = Request(
             model, option, global_batch, cluster, strategy, microbatches, clip_norm, optimizer,
             profile, no_calibrate, plan_file,
+            seq_len=seq_len, constraints=given.constraints(mesh, layout, forbid, pin),
         )  # fmt: skip
         prepared = prepare(request, out)
         made = make_plan(prepared, out)

@@ -35,8 +35,13 @@ def train(
     steps: Annotated[int, typer.Option("--steps", "-n", min=1, help="How many to train.")] = 100,
     option: given.Options = None,
     global_batch: given.GlobalBatch = None,
+    seq_len: given.SeqLen = None,
     cluster: given.Cluster = None,
     strategy: given.Strategy = None,
+    mesh: given.Mesh = None,
+    layout: given.Layout = None,
+    forbid: given.Forbid = None,
+    pin: given.Pin = None,
     microbatches: given.Microbatches = None,
     clip_norm: given.ClipNorm = None,
     optimizer: given.Optimizer = None,
@@ -68,6 +73,7 @@ def train(
         request = Request(
             model, option, global_batch, cluster, strategy, microbatches, clip_norm, optimizer,
             profile, no_calibrate, plan_file, rng,
+            seq_len=seq_len, constraints=given.constraints(mesh, layout, forbid, pin),
         )  # fmt: skip
         checkpoint = checkpoint_to_resume(resume) if resume else None
         prepared = prepare(request, out, measure=True, fallback=run_dir)

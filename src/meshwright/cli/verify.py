@@ -24,8 +24,13 @@ def verify(
     steps: Annotated[int, typer.Option("--steps", "-n", min=1, help="How many to compare.")] = 3,
     option: given.Options = None,
     global_batch: given.GlobalBatch = None,
+    seq_len: given.SeqLen = None,
     cluster: given.Cluster = None,
     strategy: given.Strategy = None,
+    mesh: given.Mesh = None,
+    layout: given.Layout = None,
+    forbid: given.Forbid = None,
+    pin: given.Pin = None,
     microbatches: given.Microbatches = None,
     clip_norm: given.ClipNorm = None,
     optimizer: Annotated[
@@ -57,6 +62,7 @@ def verify(
             model, option, global_batch, cluster, strategy, microbatches, clip_norm,
             # A plan's own optimizer is not the default: see api.sgd for why.
             optimizer or "sgd-momentum", profile, no_calibrate, plan_file, rng,
+            seq_len=seq_len, constraints=given.constraints(mesh, layout, forbid, pin),
         )  # fmt: skip
         prepared = prepare(request, out, measure=True)
         rate = rate_of(learning_rate, prepared.optimizer)

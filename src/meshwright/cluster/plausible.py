@@ -58,6 +58,9 @@ _LAUNCH = _Range(0, 0.05, "s", _MICRO)
 _LINK = _Range(1e6, 1e14, "bytes/s", _GB_S)
 _LATENCY = _Range(0, 0.5, "s", _MICRO)
 _COUNT = _Range(1, 1e6, "devices")
+_PRICE = _Range(
+    1e-4, 1e4, "money an hour", (("a second", 3600), ("a month", 1 / 730), ("a year", 1 / 8760))
+)
 _TIME = _Range(0, 3600, "s", _MICRO)
 
 _PROFILE: dict[str, _Range] = {
@@ -71,6 +74,7 @@ _PROFILE: dict[str, _Range] = {
     "l2_bytes": _Range(1e4, 1e11, "bytes", (("MB", 1e6), ("kB", 1e3))),
     "power_w": _Range(0.1, 1e5, "W", (("kW", 1e3), ("mW", 1e-3))),
     "host_devices": _Range(1, 4096, "devices"),
+    "price_per_hour": _PRICE,
     "processes": _Range(1, 1e6, "processes"),
 }
 _LINKS = {"bytes_per_s": _LINK, "latency_s": _LATENCY, "shared_by": _COUNT, "devices": _COUNT}
@@ -84,6 +88,7 @@ _TIERS = {
 _ENDINGS = (
     ("bytes_per_s", "bytes/s"), ("bytes", "bytes"), ("flops", "FLOP/s"), ("hz", "Hz"),
     ("exponentials_per_s", "1/s"), ("_s", "seconds"), ("_w", "watts"), ("seconds", "seconds"),
+    ("price_per_hour", "money an hour"),
 )  # fmt: skip
 _RATIO = _Range(1e-6, 1e6, "times")
 _SHARE = _Range(0, 10, "times", (("percent", 0.01),))
@@ -107,7 +112,14 @@ def implausible_group(group: HostGroup) -> Implausible | None:
         Implausible(f"profile.{item.field}", item.message, item.remedy)
         for item in _profile(group.profile)
     ]
-    found += _within(group, {"hosts": _COUNT, "devices": _Range(1, 4096, "devices")})
+    found += _within(
+        group,
+        {
+            "hosts": _COUNT,
+            "devices": _Range(1, 4096, "devices"),
+            "price_per_hour": _PRICE._replace(high=1e6),
+        },
+    )
     found += _records(group.levels, "levels", _LINKS)
     return next(iter(found), None)
 

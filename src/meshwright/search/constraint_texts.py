@@ -117,6 +117,12 @@ class Constraints:
                         f"'{self.mesh_text}' takes all {devices} devices, but the strategy "
                         f"'{strategy.text}' has an axis {axis} as well"
                     )
+            problems += [
+                f"'{self.mesh_text}' has no axis {cut.axis}, over which '{layout.text}' cuts"
+                for layout in self.layouts
+                for cut in layout.cuts
+                if dict(self.mesh).get(cut.axis, 1) == 1
+            ]
             axes = {name: size or 1 for name, size in axes.items()}
         if strategy.auto and not (self.mesh and taken == devices):
             for axis in AXES:

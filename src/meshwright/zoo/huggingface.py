@@ -24,6 +24,7 @@ from meshwright.zoo.huggingface_config import (
 )
 from meshwright.zoo.huggingface_kinds import KINDS, architecture, default_sizes, pick
 from meshwright.zoo.options import Option, cast_value, unknown_option
+from meshwright.zoo.shipped import is_shipped, shipped_config
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _ATTENTION = ("auto", "sdpa", "eager")
@@ -32,6 +33,7 @@ _ATTENTION = ("auto", "sdpa", "eager")
 def huggingface_task(path: str, options: Mapping[str, Option]) -> Task:
     """The model of a `config.json` with random weights, on random data, with its own loss.
 
+    path: of the file, or the short name of a config that comes with the package.
     Options are `task` (what to train it for; the config says it unless told
     otherwise), `global_batch`, the sizes of the batch that the task has
     (`seq_len`, `padding`, `target_len`, `image_size`, `samples`), `dtype` (float32
@@ -40,7 +42,7 @@ def huggingface_task(path: str, options: Mapping[str, Option]) -> Task:
     part as `text_config.hidden_size`.
     """
     reference = f"hf:{path}"
-    fields = read_config(Path(path))
+    fields, title = _fields(path)
     import_transformers()
     config = make_config(fields, reference)
     name = pick(config, options.get("task"))
@@ -89,8 +91,15 @@ def huggingface_task(path: str, options: Mapping[str, Option]) -> Task:
         model=partial(_build, fields, kind.auto, own, reference),
         loss=kind.loss,
         batch=batch,
-        name=str(config.model_type),
+        name=title or str(config.model_type),
     )
+
+
+def _fields(path: str) -> tuple[dict[str, Any], str]:
+    """The config's fields, and its short name if it has one; what lies at the path comes first."""
+    if is_shipped(path) and not Path(path).exists():
+        return shipped_config(path)[0], path
+    return read_config(Path(path)), ""
 
 
 def _check_sizes(config: Any, sizes: Mapping[str, int | float]) -> None:

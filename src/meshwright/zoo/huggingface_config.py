@@ -11,6 +11,7 @@ from typing import Any
 
 from meshwright.errors import ModelError
 from meshwright.zoo.options import Option, cast_value, guess
+from meshwright.zoo.shipped import close_names
 
 # Positions that these count from their padding token on, and so lose to it.
 _POSITIONS_AFTER_PADDING = frozenset({
@@ -36,9 +37,12 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        close = close_names(str(path.parent if path.name == "config.json" else path))
+        hint = f"Did you mean hf:{' or hf:'.join(close)}? " if close else ""
         raise ModelError(
             f"There is no config file {path}.",
-            f"Give the path of a model's config.json; it is read from {Path.cwd()}.",
+            f"{hint}Give the path of a model's config.json (it is read from {Path.cwd()}), or a "
+            "short name that `meshwright doctor --models` lists.",
         ) from error
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}.", "Give a model's config.json.") from error

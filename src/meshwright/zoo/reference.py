@@ -1,6 +1,7 @@
 """From what a user writes for MODEL to a Task.
 
 zoo:NAME                  a model of this package
+hf:NAME                   a well-known model, whose config comes with the package
 hf:PATH_TO_CONFIG_JSON    a model of Hugging Face, from its config alone
 path/file.py:factory      a function in a file that returns a Task
 package.module:factory    a function in an importable module that returns a Task
@@ -27,8 +28,8 @@ from meshwright.zoo.options import Option, cast_options
 from meshwright.zoo.registry import FACTORIES
 
 FORMS = (
-    "Give zoo:NAME, hf:PATH_TO_CONFIG_JSON, path/file.py:factory or package.module:factory; "
-    f"the zoo has {', '.join(sorted(FACTORIES))}."
+    "Give zoo:NAME, hf:NAME, hf:PATH_TO_CONFIG_JSON, path/file.py:factory or "
+    f"package.module:factory; the zoo has {', '.join(sorted(FACTORIES))}."
 )
 
 
