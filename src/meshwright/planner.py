@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import get_args
 
 from meshwright._version import __version__
 from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.types import Cluster, Profile
+from meshwright.cluster.variants import with_hosts, with_larger_devices
 from meshwright.cost.flops import op_flops
 from meshwright.cost.interval import step_interval
 from meshwright.cost.memory import optimizer_cost
-from meshwright.errors import UsageError
+from meshwright.errors import NoPlanFits, UsageError
 from meshwright.layout.assignment import assign
+from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.layout.origins import origins
 from meshwright.layout.remarks import remarks
@@ -29,11 +32,16 @@ from meshwright.plan.types import (
     RandomNumbers,
 )
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
+from meshwright.program.rolled import Irregular
 from meshwright.program.types import Program
+from meshwright.search.closest import Site, what_would_fit
+from meshwright.search.constraints import Constraints
 from meshwright.search.constraints import parse as parse_constraints
-from meshwright.search.search import search
+from meshwright.search.costing import SearchProgress
+from meshwright.search.goals import goal_of, over_parts
+from meshwright.search.search import BUDGET_S, search
 from meshwright.search.strategy import parse_strategy
-from meshwright.search.types import Candidate, Evaluated
+from meshwright.search.types import Candidate, Evaluate, Evaluated
 from meshwright.simulate.step import simulate
 from meshwright.simulate.types import Simulation
 from meshwright.task import Task
@@ -55,6 +63,11 @@ def plan(
     model: Model | None = None,
     progress: Progress | None = None,
     constraints: Sequence[str] = (),
+    budget_s: float = BUDGET_S,
+    seed: int = 0,
+    goal: str = "time",
+    max_step_time_s: float | None = None,
+    advise: bool = True,
 ) -> Plan:
     """A plan for one training step of `task` on `cluster`. Needs no process group and no weights.
 
@@ -69,6 +82,11 @@ def plan(
     profile: what `calibrate` measured on this machine, for a `local` cluster.
     constraints: what the plan has to obey, as in `layout head.weight=0:tensor` or
         `forbid zero=3`; see `meshwright.search.constraint_texts`.
+    budget_s: seconds that a search may take; it says whether it ended before that. seed: of
+        the search's own draws: the same input and seed give the same plan.
+    goal: `time`, `devices`, `memory` or `cost` (`meshwright.search.goals`).
+    max_step_time_s: plans whose step takes longer do not count.
+    advise: where nothing fits, work out what would, which takes up to ten seconds more.
 
     Raises UsageError for bad input, NoPlanFits when memory does not suffice,
     CaptureError when the model can't be captured.
@@ -85,6 +103,7 @@ def plan(
             )
         wanted = replace(wanted, microbatches=microbatches)
     obeyed = parse_constraints(constraints)
+    wish = goal_of(goal, max_step_time_s)
     optimizer_cost(optimizer)
     if rng not in get_args(RandomNumbers):
         raise UsageError(
@@ -98,43 +117,63 @@ def plan(
         raise UsageError(f"clip_norm is {clip_norm}.", "Give a positive norm, or leave it out.")
     model = model or Model(task)
     model.prober.say = say
+    if wish.kind in ("devices", "cost"):
+        return over_parts(
+            wish, where, budget_s,
+            lambda part, left_s: plan(
+                task, part, strategy, microbatches=microbatches, clip_norm=clip_norm,
+                optimizer=optimizer, rng=rng, bucket_bytes=bucket_bytes, model=model,
+                progress=progress, constraints=constraints, budget_s=left_s, seed=seed,
+                max_step_time_s=max_step_time_s, advise=False,
+            ),
+        )  # fmt: skip
     say("capturing the step")
-    program = model.microbatch(1)[0].program
     started, captured_before = time.perf_counter(), model.capture_s
     batch = model.global_batch
-
-    cut: dict[str, Pipeline | None] = {}  # by candidate
-
-    def evaluate(candidate: Candidate) -> Prediction:
-        say(f"costing {candidate.name}")
-        lowered = _lower(model, candidate, clip_norm is not None, bucket_bytes)
-        result = simulate(
-            lowered, where, microbatches=candidate.microbatches, optimizer=optimizer,
-            pipeline=candidate.pipeline, recompute=candidate.recompute, memory_curve=False,
-        )  # fmt: skip
-        cut[candidate.name] = result.pipeline
-        program = model.microbatch(candidate.microbatches)[0].program
-        return predict(result, program, candidate.microbatches, where)
-
-    found = search(
-        wanted,
-        where.size,
-        where.memory_bytes,
-        batch,
-        lambda count: model.microbatch(count)[1],
-        evaluate,
-        obeyed,
-    )
-    search_s = time.perf_counter() - started - (model.capture_s - captured_before)
-    best = found.best.candidate
-    started = time.perf_counter()
-    lowered = _lower(model, best, clip_norm is not None, bucket_bytes)
-    lower_s = time.perf_counter() - started
+    stepping = _Stepping(model, where, clip_norm is not None, optimizer, bucket_bytes)
+    alike = not (obeyed and obeyed.names_single_layers(_names(model)))
+    few = (
+        wanted.auto and alike
+    )  # one candidate is laid out on all blocks at once, many on few of them
+    made: _Laid | None = None
+    while made is None:  # once more where few blocks turn out not to stand for all
+        first = model.outline(wanted.microbatches or 1) if few else None
+        if few and not model.shorten:
+            say(f"planning on the whole model: {model.why_whole}")
+        try:
+            found = search(
+                wanted,
+                where.size,
+                where.memory_bytes,
+                batch,
+                lambda count: model.outline(count).few if few else model.whole(count),
+                lambda candidate: stepping.predict(candidate, few),
+                obeyed,
+                cluster=where,
+                optimizer=optimizer,
+                stands_for=first.stands_for if first else {},
+                budget_s=budget_s,
+                seed=seed,
+                goal=wish,
+                progress=lambda state: say(_progress_text(state)),
+            )
+        except NoPlanFits as error:
+            if not advise:
+                raise
+            say("nothing fits; working out what would")
+            raise what_would_fit(error, wanted, _site(stepping, obeyed, few, alike)) from None
+        search_s = time.perf_counter() - started - (model.capture_s - captured_before)
+        started, captured_before = time.perf_counter(), model.capture_s
+        if first is None or model.shorten or not first.shortened:
+            say(f"laying out {found.best.candidate.name}")
+            made = stepping.whole(found.best.candidate, few)
+    best, analysis, lowered = made.candidate, made.analysis, made.lowered
+    lower_s = time.perf_counter() - started - (model.capture_s - captured_before)
     return Plan(
         meshwright_version=__version__,
         model=task.name,
-        program=fingerprint(model.microbatch(best.microbatches)[0].program),
-        parameters_fingerprint=parameters_fingerprint(program),
+        program=fingerprint(analysis.program),
+        parameters_fingerprint=parameters_fingerprint(analysis.program),
         cluster=where.text,
         strategy=best.name if wanted.auto else strategy,
         mesh=dict(best.mesh.axes),
@@ -146,18 +185,64 @@ def plan(
         rng=rng,
         decisions=best.decisions,
         parameters=best.parameters,
-        pipeline=cut[best.name],
+        pipeline=made.pipeline,
         recompute=best.recompute,
-        predicted=found.best.prediction,
+        predicted=made.prediction,
         origins=origins(lowered, best.microbatches),
-        remarks=remarks(model.microbatch(best.microbatches)[1], lowered),
+        remarks=remarks(analysis, lowered),
         why=found.why,
+        choices=found.choices,
+        lower_bound_s=found.lower_bound_s,
+        gap=_gap(made.prediction, found.lower_bound_s),
+        stopped=found.stopped,
+        seed=seed,
+        evaluated=found.evaluated,
         constraints=obeyed.texts,
         alternatives=(*(_alternative(other) for other in found.others),),
         capture_s=model.capture_s,
         search_s=search_s,
         lower_s=lower_s,
     )
+
+
+def _names(model: Model) -> Iterator[str]:
+    return (name for name, _ in model.blueprint.module.named_parameters())
+
+
+def _site(stepping: _Stepping, constraints: Constraints, few: bool, alike: bool) -> Site:
+    """What `what_would_fit` plans with; alike: few blocks may stand for all."""
+    model, cluster = stepping.model, stepping.cluster
+
+    def evaluate_on(other: Cluster) -> Evaluate:
+        there = replace(stepping, cluster=other)
+        return lambda candidate: there.predict(candidate, few or alike)
+
+    def stage_of(candidate: Candidate) -> int:
+        stages = stepping.simulated(candidate, few).stages
+        return max(range(len(stages)), key=lambda k: stages[k].peak_memory_bytes, default=0)
+
+    return Site(
+        cluster,
+        model.global_batch,
+        lambda count: model.outline(count).few if few or alike else model.whole(count),
+        evaluate_on,
+        lambda hosts: with_hosts(cluster, hosts),
+        with_larger_devices(cluster),
+        constraints,
+        stage_of,
+    )
+
+
+def _gap(prediction: Prediction, bound_s: float | None) -> float | None:
+    """How much longer than the bound the step takes, as a share of it."""
+    return max(0.0, prediction.step_time_s / bound_s - 1) if bound_s else None
+
+
+def _progress_text(state: SearchProgress) -> str:
+    best = (
+        f"; best {state.best}, {state.best_s:.4g} s a step" if state.best and state.best_s else ""
+    )
+    return f"{state.evaluations} candidates costed, {state.seconds_left:.0f} s left{best}"
 
 
 def _alternative(item: Evaluated) -> Alternative:
@@ -170,19 +255,104 @@ def _alternative(item: Evaluated) -> Alternative:
     )
 
 
-def _lower(
-    model: Model, candidate: Candidate, clip: bool, bucket_bytes: int
-) -> LoweredProgram:
-    analysis = model.microbatch(candidate.microbatches)[1]
-    assignment = assign(analysis, candidate.mesh, candidate.decisions, candidate.parameters, clip)
-    return lower(analysis, assignment, candidate.mesh.coordinate(0), bucket_bytes)
+@dataclass(frozen=True)
+class _Laid:
+    """A candidate laid out on all blocks of the model."""
+
+    candidate: Candidate
+    analysis: Analysis
+    lowered: LoweredProgram
+    prediction: Prediction
+    pipeline: Pipeline | None
+
+
+@dataclass
+class _Stepping:
+    """Lowers and simulates candidates."""
+
+    model: Model
+    cluster: Cluster
+    clip: bool
+    optimizer: str
+    bucket_bytes: int
+    _last: tuple[Candidate, _Laid] | None = field(init=False, default=None)
+
+    def predict(self, candidate: Candidate, few: bool) -> Prediction:
+        """few: the candidate is of few blocks that stand for all, where the model has such."""
+        outline = self.model.outline(candidate.microbatches) if few else None
+        if outline is None or not outline.shortened:
+            laid = self.whole(candidate, few)
+            assert laid is not None
+            return laid.prediction
+        lowered = self._lower(outline.few, candidate)
+        result = self._simulate(lowered, candidate, outline.stands_for)
+        program, count = outline.few.program, candidate.microbatches
+        return predict(result, program, count, self.cluster, outline.flops)
+
+    def simulated(self, candidate: Candidate, few: bool) -> Simulation:
+        outline = self.model.outline(candidate.microbatches) if few else None
+        if outline is None:
+            return self._simulate(
+                self._lower(self.model.whole(candidate.microbatches), candidate), candidate
+            )
+        return self._simulate(self._lower(outline.few, candidate), candidate, outline.stands_for)
+
+    def whole(self, candidate: Candidate, few: bool) -> _Laid | None:
+        """The candidate on all blocks of the model; few: it is one of few that stand for all.
+
+        None where these turn out not to.
+        """
+        if self._last is not None and self._last[0] is candidate:
+            return self._last[1]
+        count, given = candidate.microbatches, candidate
+        outline = self.model.outline(count) if few else None
+        if outline is None or not outline.shortened:
+            analysis = self.model.whole(count)
+        else:
+            try:
+                analysis, candidate = outline.whole, outline.expand(candidate)
+            except Irregular as error:
+                self.model.plan_whole(str(error))
+                return None
+        lowered = self._lower(analysis, candidate)
+        result = self._simulate(lowered, candidate)
+        prediction = predict(result, analysis.program, count, self.cluster)
+        made = _Laid(candidate, analysis, lowered, prediction, result.pipeline)
+        self._last = given, made
+        return made
+
+    def _lower(self, analysis: Analysis, candidate: Candidate) -> LoweredProgram:
+        mesh = candidate.mesh
+        assignment = assign(analysis, mesh, candidate.decisions, candidate.parameters, self.clip)
+        return lower(analysis, assignment, mesh.coordinate(0), self.bucket_bytes)
+
+    def _simulate(
+        self,
+        lowered: LoweredProgram,
+        candidate: Candidate,
+        stands_for: Mapping[str, int] = MappingProxyType({}),
+    ) -> Simulation:
+        return simulate(
+            lowered, self.cluster, microbatches=candidate.microbatches, optimizer=self.optimizer,
+            pipeline=candidate.pipeline, recompute=candidate.recompute, stands_for=stands_for,
+            memory_curve=False,
+        )  # fmt: skip
 
 
 def predict(
-    result: Simulation, program: Program, microbatches: int, cluster: Cluster
+    result: Simulation,
+    program: Program,
+    microbatches: int,
+    cluster: Cluster,
+    flops: float | None = None,
 ) -> Prediction:
-    """What the simulation says, with rates: tokens (or examples) and model FLOPs per second."""
-    flops = microbatches * sum(op_flops(op, program.values) for op in program.ops)
+    """What the simulation says, with rates: tokens (or examples) and model FLOPs per second.
+
+    flops: of one microbatch, where the Program has not all blocks of the model.
+    """
+    if flops is None:
+        flops = sum(op_flops(op, program.values) for op in program.ops)
+    flops *= microbatches
     tokens = microbatches * tokens_of(program)
     return Prediction(
         step_time_s=result.step_time_s,

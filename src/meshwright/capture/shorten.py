@@ -216,6 +216,14 @@ def _of_list(
     for number in ordered[1:]:
         if last[number - 1] >= first[number]:
             return None  # members run in turns, or more than once
+    users: dict[str, set[int]] = {}
+    for number in ordered[:-1]:
+        for op in program.ops[first[number] : first[number + 1]]:
+            for name in op.operands():
+                users.setdefault(name, set()).add(number)
+    # A parameter of a member is used by that one alone; what passes between two comes from one.
+    inside = {r for op in program.ops[first[0] : first[ordered[-1]]] for r in op.results}
+    shared = {name for name, found in users.items() if len(found) > 1 and name not in inside}
     kinds: dict[Hashable, int] = {}
     numbers: list[int] = []
     for number in ordered[:-1]:
@@ -223,6 +231,7 @@ def _of_list(
         own = names[number]
         shape = (
             tuple(signature(op, program.values) for op in ops),
+            tuple(name for op in ops for name in op.operands() if name in shared),
             tuple(state.get(own, ())),
             tuple(op.source.module[len(own) :] if op.source.module.startswith(own + ".") else ""
                   for op in ops),
