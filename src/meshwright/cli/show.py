@@ -167,7 +167,7 @@ def predictions(*more: str) -> Table:
     """A table for strategies with their `prediction_cells`."""
     return table(
         "", "strategy", "step time", "peak memory", "coll.", "bytes", *more,
-        right=("step time", "peak memory", "coll.", "bytes"), wrap=more,
+        right=("step time", "peak memory", "coll.", "bytes"), wrap=("strategy", *more),
     )  # fmt: skip
 
 

@@ -75,15 +75,17 @@ def what_would_fit(
 ) -> NoPlanFits:
     """`error` with where it is over, and what would fit, found within about so many seconds.
 
+    Those are of this process's own time, so that other work on the machine changes nothing.
+
     An error that is not about memory is given back as it is.
     """
     closest = error.closest
     if not isinstance(closest, Evaluated):
         return error
-    deadline = time.perf_counter() + seconds
+    deadline = time.process_time() + seconds
     changes: list[Change] = []
     for find in (_strategies, _microbatches, _kinds, _hosts):
-        if time.perf_counter() > deadline:
+        if time.process_time() > deadline:
             break
         changes += find(closest, strategy, site, deadline)
     changes.sort(key=lambda item: (item.devices, item.kind == "device"))
@@ -127,7 +129,7 @@ def _microbatches(
     if best is None:
         return
     low, high = 0, len(counts) - 1
-    while low < high and time.perf_counter() < deadline:
+    while low < high and time.process_time() < deadline:
         middle = (low + high) // 2
         found = fits(counts[middle])
         if found is None:
@@ -142,20 +144,30 @@ def _kinds(closest: Evaluated, strategy: Strategy, site: Site, deadline: float) 
     """As many devices of a kind with more memory, that with the least first."""
     named = 0
     for cluster in site.replaced:
-        if time.perf_counter() > deadline or named == _KINDS:
+        if time.process_time() > deadline or named == _KINDS:
             return
-        try:
-            said = site.evaluate_on(cluster)(closest.candidate)
-        except MeshwrightError:
-            continue
-        found = Evaluated(closest.candidate, said, said.peak_memory_bytes <= cluster.memory_bytes)
-        if found.fits:
+        evaluate = site.evaluate_on(cluster)
+        if strategy.auto:
+            found = _again(closest.candidate, cluster, evaluate)
+        else:
+            count = closest.candidate.microbatches
+            found = _try(_bare(closest.candidate, strategy), site, cluster, count, evaluate,
+                         deadline)  # fmt: skip
+        if found is not None and found.fits:
             named += 1
             kind = cluster.groups[0].profile.name
             yield _change(
                 "device", f"devices of the kind {kind}, as in --cluster {cluster.text}", cluster,
                 found,
             )  # fmt: skip
+
+
+def _again(made: Candidate, cluster: Cluster, evaluate: Evaluate) -> Evaluated | None:
+    try:
+        said = evaluate(made)
+    except MeshwrightError:
+        return None
+    return Evaluated(made, said, said.peak_memory_bytes <= cluster.memory_bytes)
 
 
 def _hosts(closest: Evaluated, strategy: Strategy, site: Site, deadline: float) -> Iterable[Change]:
@@ -176,7 +188,7 @@ def _hosts(closest: Evaluated, strategy: Strategy, site: Site, deadline: float) 
 
     size, tried, best = group.hosts, [group.hosts], None
     while best is None and size * 2 * group.devices <= MOST_DEVICES:
-        if time.perf_counter() > deadline:
+        if time.process_time() > deadline:
             return
         size *= 2
         best = fits(size)
@@ -189,7 +201,7 @@ def _hosts(closest: Evaluated, strategy: Strategy, site: Site, deadline: float) 
         if _divides(hosts * group.devices, site.global_batch)
     ]
     low, high = 0, len(between)
-    while low < high and time.perf_counter() < deadline:
+    while low < high and time.process_time() < deadline:
         middle = (low + high) // 2
         found = fits(between[middle])
         if found is None:
@@ -242,7 +254,7 @@ def _try(
     text: str, site: Site, cluster: Cluster, microbatches: int, evaluate: Evaluate, deadline: float
 ) -> Evaluated | None:
     """A named strategy as evaluated; None where it can't be laid out, or time is over."""
-    if time.perf_counter() > deadline:
+    if time.process_time() > deadline:
         return None
     try:
         strategy = site.constraints.narrow(parse_strategy(text), cluster.size)

@@ -215,7 +215,9 @@ class Constraints:
         return tuple(found)
 
     def names_single_layers(self, names: Iterable[str]) -> bool:
-        return bool(self.singled_out(names))
+        """Whether a plan of one layer can't stand for all; names: all that parameters have."""
+        ops = [item.pattern for item in self.layouts if "/" in item.pattern]
+        return any(_stem(pattern) != pattern for pattern in ops) or bool(self.singled_out(names))
 
     def _matching(self, name: str) -> list[str]:
         found = [item.text for item in self.layouts if matches(item.pattern, name)]

@@ -390,6 +390,7 @@ def _nothing_fits(evaluated: list[Evaluated], memory_bytes: int, goal: Goal) -> 
         f"it needs {_gib(peak)} at its peak{made_of}, {_gib(peak - memory_bytes)} too much.",
         f"Plan for devices with {_gib(peak)} of memory, for about {factor} times as many devices, "
         "or for a smaller batch.",
+        closest=closest,
     )
 
 
