@@ -19,6 +19,7 @@ from meshwright.program.blocks import signature
 from meshwright.program.names import Names, result_name, wanted_name
 from meshwright.program.types import (
     Argument,
+    Assumption,
     Input,
     Length,
     Op,
@@ -137,8 +138,6 @@ class Rolled:
 
 def roll(program: Program, runs: Sequence[Run]) -> Rolled:
     """Raises Irregular, with the reason, where the captured units are not alike."""
-    if program.ragged:
-        raise Irregular("sizes are known only when the step runs")
     made = Rolled(program, tuple(runs), ())
     spans = [
         span
@@ -282,6 +281,8 @@ class _Check:
                 raise Irregular(f"{three[0].name} and {three[1].name} differ")
             for names in zip(*(op.operands() for op in three), strict=True):
                 self._alike(names)
+            for names in zip(*(lists_of(op, made.program) for op in three), strict=True):
+                self._alike(names)
             for names in zip(*(op.results for op in three), strict=True):
                 if names[0] is not None:
                     self._alike([values[name or ""].storage for name in names])
@@ -306,6 +307,25 @@ class _Check:
             places.append((None, module) if found is None else (found[0] - unit, found[1:]))
         if not _follows(places):
             raise Irregular(f"ops of {modules[0]} and {modules[1]} come in another order")
+
+
+def lists_of(op: Op, program: Program) -> list[str]:
+    """The lists by whose lengths an op's arguments and results go, in order."""
+    found: list[str] = []
+
+    def look(argument: Argument) -> None:
+        if isinstance(argument, Length):
+            found.append(argument.value)
+        elif isinstance(argument, tuple):
+            for item in argument:
+                look(item)
+
+    for argument in (*op.args, *(item for _, item in op.kwargs)):
+        look(argument)
+    if program.ragged:
+        for result in op.results:
+            found += [name for name in program.ragged.get(result or "", ()) if name is not None]
+    return found
 
 
 def _follows(places: Sequence[tuple[object, ...]]) -> bool:
@@ -358,6 +378,7 @@ class _Unrolling:
         self.bounds = {(span.run, span.backward): span for span in rolled.spans}
         self.ops: list[Op] = []
         self.values: dict[str, Value] = {}
+        self.ragged: dict[str, tuple[str | None, ...]] = {}
         self.sources: dict[tuple[str, str, int], Source] = {}
 
     def run(self) -> Unrolled:
@@ -400,7 +421,8 @@ class _Unrolling:
             gradients=gradients,
             buffer_updates={path: name for path, name in updates.items() if name is not None},
             expected=program.expected,
-            assumptions=program.assumptions,
+            ragged=self.ragged,
+            assumptions=tuple(self._assumptions()),
         )
         units = tuple(
             run.units[:count] for run, count in zip(self.rolled.runs, self.counts, strict=True)
@@ -561,13 +583,14 @@ class _Unrolling:
     def _emit(self, index: int, span: _Span | None, unit: int, name: str) -> None:
         op, values = self.program.ops[index], self.program.values
         positions = iter(range(len(tuple(op.operands()))))
+        lists = iter(self._lists(index, span, unit))
 
         def renamed(argument: Argument) -> Argument:
             if isinstance(argument, Ref):
                 key = self._resolve(argument.name, index, span, unit, next(positions))
                 return Ref(self.names[key])
             if isinstance(argument, Length):
-                raise Irregular("a length is known only when the step runs")
+                return replace(argument, value=next(lists))
             if isinstance(argument, tuple):
                 return tuple([renamed(item) for item in argument])
             return argument
@@ -587,6 +610,9 @@ class _Unrolling:
             storage = self._storage(result, number, index, span, unit)
             self.values[made] = replace(values[result], name=made, storage=self.names[storage])
             results.append(made)
+            dims = self.program.ragged.get(result)
+            if dims is not None:
+                self.ragged[made] = tuple([None if dim is None else next(lists) for dim in dims])
         source = op.source
         if span is not None:
             module = self._module(index, span, unit)
@@ -598,6 +624,47 @@ class _Unrolling:
         self.ops.append(
             Op(name, op.target, args, kwargs, tuple(results), op.returns_tuple, op.phase, source)
         )
+
+    def _lists(self, index: int, span: _Span | None, unit: int) -> list[str]:
+        """Names of the lists by whose lengths an op goes."""
+        ops, program = self.program.ops, self.program
+        names = lists_of(ops[index], program)
+
+        def found(position: int) -> str:
+            def neighbour(captured: int) -> str:
+                assert span is not None
+                return lists_of(ops[self._end(index, span, captured)], program)[position]
+
+            return self.names[self._found(names[position], index, span, unit, neighbour)]
+
+        return [found(position) for position in range(len(names))]
+
+    def _assumptions(self) -> Iterable[Assumption]:
+        """Those of the template once for each unit."""
+        together: list[tuple[Assumption, int, str]] = []
+        run = -1
+        for item in (*self.program.assumptions, None):
+            place = self._unit_of(item.source.module) if item is not None else None
+            if together and (place is None or place[:2] != (run, _TEMPLATE)):
+                for unit in self.rolled.runs[run].units[: self.counts[run]]:
+                    for other, member, rest in together:
+                        source = replace(other.source, module=unit[member] + rest)
+                        yield replace(other, source=source)
+                together = []
+            if item is None or (place is not None and place[1] != _TEMPLATE):
+                continue
+            if place is None:
+                yield item
+            else:
+                run = place[0]
+                together.append((item, place[2], place[3]))
+
+    def _unit_of(self, module: str) -> tuple[int, int, int, str] | None:
+        for run in range(len(self.rolled.runs)):
+            found = self.rolled.unit_of(module, run)
+            if found is not None:
+                return run, *found
+        return None
 
     def _storage(self, result: str, number: int, index: int, span: _Span | None, unit: int) -> _Key:
         def neighbour(captured: int) -> str:
