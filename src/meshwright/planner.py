@@ -15,7 +15,7 @@ from meshwright.cluster.variants import with_hosts, with_larger_devices
 from meshwright.cost.flops import op_flops
 from meshwright.cost.interval import step_interval
 from meshwright.cost.memory import optimizer_cost
-from meshwright.errors import NoPlanFits, UsageError
+from meshwright.errors import MeshwrightError, NoPlanFits, UsageError
 from meshwright.layout.assignment import assign
 from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
@@ -34,8 +34,9 @@ from meshwright.plan.types import (
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
 from meshwright.program.rolled import Irregular
 from meshwright.program.types import Program
-from meshwright.search.closest import Site, what_would_fit
-from meshwright.search.constraints import Constraints
+from meshwright.search.catalogue import named
+from meshwright.search.closest import Site, candidate_of, what_would_fit
+from meshwright.search.constraints import Constraints, resolve
 from meshwright.search.constraints import parse as parse_constraints
 from meshwright.search.costing import SearchProgress
 from meshwright.search.goals import goal_of, over_parts
@@ -47,6 +48,10 @@ from meshwright.simulate.types import Simulation
 from meshwright.task import Task
 
 Progress = Callable[[str], None]
+
+# Of the seconds for a plan, what the search has at least, however long capture took; and when
+# it ends, so that the plan is laid out on the whole model in time.
+_SEARCHED = (0.3, 0.75)
 
 
 def plan(
@@ -82,8 +87,9 @@ def plan(
     profile: what `calibrate` measured on this machine, for a `local` cluster.
     constraints: what the plan has to obey, as in `layout head.weight=0:tensor` or
         `forbid zero=3`; see `meshwright.search.constraint_texts`.
-    budget_s: seconds that a search may take; it says whether it ended before that. seed: of
-        the search's own draws: the same input and seed give the same plan.
+    budget_s: seconds for the whole plan: the search ends in time for the rest, and says
+        whether it ended before. seed: of the search's own draws: the same input and seed give
+        the same plan.
     goal: `time`, `devices`, `memory` or `cost` (`meshwright.search.goals`).
     max_step_time_s: plans whose step takes longer do not count.
     advise: where nothing fits, work out what would, which takes up to ten seconds more.
@@ -91,6 +97,7 @@ def plan(
     Raises UsageError for bad input, NoPlanFits when memory does not suffice,
     CaptureError when the model can't be captured.
     """
+    begun = time.perf_counter()
     say = progress or (lambda message: None)
     where = parse_cluster(cluster, profile) if isinstance(cluster, str) else cluster
     wanted = parse_strategy(strategy)
@@ -132,9 +139,8 @@ def plan(
     batch = model.global_batch
     stepping = _Stepping(model, where, clip_norm is not None, optimizer, bucket_bytes)
     alike = not (obeyed and obeyed.names_single_layers(_names(model)))
-    few = (
-        wanted.auto and alike
-    )  # one candidate is laid out on all blocks at once, many on few of them
+    # One candidate is laid out on all blocks at once, many on few of them.
+    few = wanted.auto and alike
     made: _Laid | None = None
     while made is None:  # once more where few blocks turn out not to stand for all
         first = model.outline(wanted.microbatches or 1) if few else None
@@ -152,7 +158,10 @@ def plan(
                 cluster=where,
                 optimizer=optimizer,
                 stands_for=first.stands_for if first else {},
-                budget_s=budget_s,
+                budget_s=max(
+                    _SEARCHED[0] * budget_s,
+                    _SEARCHED[1] * budget_s - (time.perf_counter() - begun),
+                ),
                 seed=seed,
                 goal=wish,
                 progress=lambda state: say(_progress_text(state)),
@@ -203,6 +212,53 @@ def plan(
         search_s=search_s,
         lower_s=lower_s,
     )
+
+
+PLAIN = ("data", "zero=1", "zero=2", "zero=3", "tensor")
+
+
+def costed(
+    task: Task,
+    cluster: str | Cluster = "local:4",
+    *,
+    microbatches: int = 1,
+    clip_norm: float | None = None,
+    optimizer: str = "adamw",
+    bucket_bytes: int = BUCKET_BYTES,
+    profile: Profile | None = None,
+    model: Model | None = None,
+    progress: Progress | None = None,
+    constraints: Sequence[str] = (),
+) -> Mapping[str, Evaluated | MeshwrightError]:
+    """Every named strategy as predicted, whether it fits or not, or why it can't be laid out.
+
+    The arguments are those of `plan`. Raises CaptureError when the model can't be captured.
+    """
+    say = progress or (lambda message: None)
+    where = parse_cluster(cluster, profile) if isinstance(cluster, str) else cluster
+    obeyed = parse_constraints(constraints)
+    model = model or Model(task)
+    model.prober.say = say
+    say("capturing the step")
+    stepping = _Stepping(model, where, clip_norm is not None, optimizer, bucket_bytes)
+    few = not (obeyed and obeyed.names_single_layers(_names(model)))
+    analysis = model.outline(microbatches).few if few else model.whole(microbatches)
+    resolve(obeyed, analysis)
+    names = named(
+        analysis, where.size, model.global_batch,
+        host=where.groups[0].devices, microbatches=microbatches,
+    )  # fmt: skip
+    found: dict[str, Evaluated | MeshwrightError] = {}
+    for name in dict.fromkeys((*PLAIN, *names)):
+        say(f"costing {name}")
+        try:
+            made = candidate_of(name, analysis, where.size, microbatches, obeyed)
+            said = stepping.predict(made, few)
+        except MeshwrightError as error:
+            found[name] = error
+        else:
+            found[name] = Evaluated(made, said, said.peak_memory_bytes <= where.memory_bytes)
+    return found
 
 
 def _names(model: Model) -> Iterator[str]:

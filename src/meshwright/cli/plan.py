@@ -34,6 +34,10 @@ def plan(
     clip_norm: given.ClipNorm = None,
     optimizer: given.Optimizer = None,
     rng: given.Rng = None,
+    goal: given.Goal = None,
+    max_step_time: given.MaxStepTime = None,
+    budget_seconds: given.BudgetSeconds = None,
+    seed: given.SearchSeed = 0,
     profile: given.Profile = None,
     no_calibrate: given.NoCalibrate = False,
     out_file: Annotated[
@@ -66,6 +70,7 @@ def plan(
             model, option, global_batch, cluster, strategy, microbatches, clip_norm, optimizer,
             profile, no_calibrate, rng=rng,
             seq_len=seq_len, constraints=given.constraints(mesh, layout, forbid, pin),
+            budget_s=budget_seconds, seed=seed, goal=goal, max_step_time_s=max_step_time,
         )  # fmt: skip
         made = make_plan(prepare(request, out), out)
         if out_file is not None:

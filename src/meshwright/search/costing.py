@@ -9,10 +9,14 @@ from dataclasses import dataclass, field, replace
 from meshwright.errors import MeshwrightError
 from meshwright.search.estimate import Estimate, Estimator
 from meshwright.search.goals import Goal
+from meshwright.search.reckoning import Reckoning
 from meshwright.search.space import Point, Space
 from meshwright.search.types import Candidate, Evaluate, Evaluated
 
 __all__ = ["BudgetOver", "Costed", "Costing", "Progress", "SearchProgress"]
+
+
+_KEPT_REASONS = 200  # of points that were left out
 
 
 class BudgetOver(Exception):
@@ -58,9 +62,13 @@ class Costing:
     left_out: dict[str, str] = field(default_factory=dict)
     best: Costed | None = None
     ruled_out: int = 0  # points that a bound showed to be no better
+    reckoning: Reckoning = field(init=False)
     _by_point: dict[Point, Costed | None] = field(default_factory=dict)
     _by_key: dict[Hashable, Costed] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.reckoning = Reckoning(self.estimator, self.goal, self.memory_bytes)
 
     def known(self, point: Point) -> bool:
         """Whether the point was costed, or found to be impossible."""
@@ -104,6 +112,7 @@ class Costing:
             return None
         found = self._by_key[key] = Costed(point, result)
         self.costed.append(found)
+        self.reckoning.learn(point, result)
         if self.best is None or self.goal.rank(result) < self.goal.rank(self.best.result):
             self.best = found
         self._report()
@@ -157,6 +166,15 @@ class Costing:
                 why = "a bound shows that it is no better"
         if why:
             self.ruled_out += 1
-            if len(self.left_out) < 200:
+            if len(self.left_out) < _KEPT_REASONS:
                 self.left_out.setdefault(self.space.name(point), why)
+        return bool(why)
+
+    def behind(self, point: Point) -> bool:
+        """Whether what was costed shows that the point is not worth costing."""
+        if self.known(point):
+            return False
+        why = self.reckoning.behind(point, self.best.result if self.best is not None else None)
+        if why and len(self.left_out) < _KEPT_REASONS:
+            self.left_out.setdefault(self.space.name(point), why)
         return bool(why)

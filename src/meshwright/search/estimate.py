@@ -29,7 +29,7 @@ from meshwright.layout.assignment import resolve
 from meshwright.layout.groups import Group
 from meshwright.plan.types import BUCKET_BYTES, Decision
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
-from meshwright.search.bound import Decided, lower_bound
+from meshwright.search.bound import Decided, lower_bound, memory_lower_bound
 from meshwright.search.sequence_groups import token_groups
 from meshwright.search.space import IDLE, STAGE, STORABLE, ClassKey, Point, Space
 
@@ -103,6 +103,7 @@ class Estimator:
             for item in program.inputs_of("parameter")
         }
         self._bounds: dict[int, float] = {}
+        self._saved_floor: dict[int, float] = {}
         self._masks: dict[str, NDArray[np.bool_]] = {}
         self._groups: dict[str, tuple[Group, ...]] = {}
         self._class_facts: dict[tuple[int, ClassKey], _Class | None] = {}
@@ -122,10 +123,6 @@ class Estimator:
             found = self._seen[point] = self._estimate(point)
         return found
 
-    def order(self, point: Point) -> tuple[float, str]:
-        """Quickest first, what is guessed not to fit behind what is."""
-        return self(point).seconds, self.space.name(point)
-
     def smallest(self, point: Point) -> tuple[float, str]:
         """What is guessed to need the least memory first."""
         return self(point).bytes, self.space.name(point)
@@ -141,6 +138,18 @@ class Estimator:
                 optimizer=self.optimizer_name, stands_for=self.weights,
                 decided=Decided(stages=stages, recompute=strategy.recompute),
             ).step_s  # fmt: skip
+        return found
+
+    def _saved_bytes(self, devices: int) -> float:
+        """Bytes that one microbatch saves at least, a device, in the Program's microbatches."""
+        if self.space.strategy.recompute != "none":
+            return 0.0
+        found = self._saved_floor.get(devices)
+        if found is None:
+            found = self._saved_floor[devices] = memory_lower_bound(
+                self.space.first, devices=devices, microbatches=self.microbatches,
+                optimizer=self.optimizer_name, stands_for=self.weights,
+            ).saved  # fmt: skip
         return found
 
     def lower_bound_s(self) -> float:
@@ -252,6 +261,8 @@ class Estimator:
         )
         stored, stepped, persistent, gradients, whole = self._memory(point, sizes, tensor_cuts)
         moved = self.optimizer.passes * stored
+        # At the end of the first forward there are no gradients, but all that is saved.
+        saved = self._saved_bytes(prod(sizes.values())) * scale
         optimizer_s = self.costs.streaming(moved, self.optimizer.ops) if stepped else 0.0
         stages = sizes.get(STAGE, 1)
         if stages > 1 or self.space.constraints:
@@ -261,7 +272,7 @@ class Estimator:
             compute_s + tensor_s * count + reduce_s + others_s + optimizer_s,
             persistent + gradients + whole + float((self.saved * share).sum()) * scale,
             max(self.bound_s(active), _SAFE * floor_reduce_s),
-            _SAFE * persistent,
+            _SAFE * max(persistent, persistent and persistent - stored + saved),
         )
 
     def _tensor(

@@ -16,7 +16,6 @@ from meshwright.search.space import Point
 __all__ = ["improve"]
 
 _LEAST_GAIN = 1e-5  # of the time: less is the noise of a sum's order
-_WIDE = 1.5  # a change that is guessed to take so much longer is not simulated
 
 
 def improve(costing: Costing, start: Costed, cluster: Cluster | None) -> Costed:
@@ -38,7 +37,7 @@ def _step(
         if point in tried:
             continue
         tried.add(point)
-        if costing.hopeless(point) or _unlikely(costing, here.point, point):
+        if costing.hopeless(point) or costing.behind(point):
             continue
         found = costing.cost(point)
         if found is not None and is_better(costing, found, here):
@@ -59,10 +58,3 @@ def is_better(costing: Costing, one: Costed, other: Costed) -> bool:
         for item in (one, other)
     )
     return mine_s < theirs_s * (1 - _LEAST_GAIN)
-
-
-def _unlikely(costing: Costing, here: Point, there: Point) -> bool:
-    guess, now = costing.guess(there), costing.guess(here)
-    if guess is None or now is None or costing.goal.kind == "memory":
-        return False
-    return guess.seconds > _WIDE * now.seconds

@@ -27,7 +27,7 @@ from meshwright.search.estimate import Estimator
 from meshwright.search.goals import TIME, Goal
 from meshwright.search.improve import improve
 from meshwright.search.named import candidate, name_of
-from meshwright.search.space import Point, Space
+from meshwright.search.space import Space
 from meshwright.search.strategy import Strategy, mesh_for, parse_strategy, pipeline_of
 from meshwright.search.tree import Tree
 from meshwright.search.types import AnalysisFor, Candidate, Evaluate, Evaluated
@@ -37,7 +37,6 @@ __all__ = ["BUDGET_S", "Candidate", "Found", "Goal", "SearchProgress", "search"]
 BUDGET_S = 20.0
 _PATIENCE = 32  # evaluations of the tree in a row that find nothing better
 _ALTERNATIVES = 20
-_RECKONED = 1.5  # a named strategy reckoned to take so much longer than the best is left out
 _RUNNERS_UP = 1  # meshes beside the best one's whose best plan is improved as well
 _GAP = 0.002  # of the bound: what is closer to it counts as the best
 _CLOSEST = 4  # plans costed to say what is closest, where none fits
@@ -126,10 +125,10 @@ def _run(costing: Costing, cluster: Cluster | None, seed: int) -> Stopped:
 
 
 def _costed_names(costing: Costing, cluster: Cluster | None) -> None:
-    """The named strategies, those guessed to be quickest first.
+    """The named strategies, those reckoned to be quickest first.
 
     One is left out where a bound shows that it is no better than the best, or where others
-    of the same axes were costed and it is reckoned from them to be far behind.
+    of the same axes were costed and it is reckoned from them to be behind.
     """
     space = costing.space
     host = cluster.groups[0].devices if cluster is not None else 8
@@ -138,25 +137,11 @@ def _costed_names(costing: Costing, cluster: Cluster | None) -> None:
         for text in catalogue.texts(space, host)
         if catalogue.compatible(text, space.strategy, space.devices)
     ]
-    if costing.estimator is not None:
-        points.sort(key=costing.estimator.order)
-    ratios: dict[tuple[object, ...], tuple[float, float]] = {}
-    for point in points:
-        family = (tuple(axis for axis, _ in point.mesh), point.sequence, point.attention)
-        guess = costing.guess(point)
-        if costing.hopeless(point):
-            continue
-        if guess is not None and family in ratios and _behind(costing, point, ratios[family]):
-            continue
-        found = costing.cost(point)
-        if found is None or guess is None:
-            continue
-        said = found.result.prediction
-        slow, large = ratios.get(family, (float("inf"), float("inf")))
-        ratios[family] = (
-            min(slow, said.step_time_s / max(guess.seconds, 1e-12)),
-            min(large, said.peak_memory_bytes / max(guess.bytes, 1.0)),
-        )
+    while points:
+        point = min(points, key=costing.reckoning.score)
+        points.remove(point)
+        if not costing.hopeless(point) and not costing.behind(point):
+            costing.cost(point)
 
 
 def _smallest(costing: Costing, tree: Tree) -> None:
@@ -181,23 +166,6 @@ def _smallest(costing: Costing, tree: Tree) -> None:
     for option in options[:_CLOSEST]:
         costing.forget(option)
         costing.cost(option)
-
-
-def _behind(costing: Costing, point: Point, ratio: tuple[float, float]) -> bool:
-    """Whether what was costed shows that this one is far slower, or does not fit by far."""
-    guess = costing.guess(point)
-    best = costing.best
-    if guess is None or best is None or not best.result.fits:
-        return False
-    seconds, nbytes = guess.seconds * ratio[0], guess.bytes * ratio[1]
-    why = ""
-    if nbytes > _RECKONED * costing.memory_bytes:
-        why = f"it is reckoned to need {nbytes / 2**30:.0f} GiB"
-    elif costing.goal.kind != "memory" and seconds > _RECKONED * best.result.prediction.step_time_s:
-        why = f"it is reckoned to take {seconds:.3g} s"
-    if why:
-        costing.left_out.setdefault(costing.space.name(point), why)
-    return bool(why)
 
 
 def _improved(costing: Costing, cluster: Cluster | None) -> None:

@@ -25,7 +25,8 @@ from meshwright.search.space import Point
 
 __all__ = ["End", "Tree"]
 
-_EXPLORE = 0.35  # weight of PUCT's bonus beside values, which lie between 0 and 1
+_EXPLORE = 0.2  # weight of PUCT's bonus beside values, which are about 1
+_STEEP = 8.0  # a plan that takes 9% longer is worth half
 _SHARPNESS = 4.0  # how strongly a prior prefers what is guessed to be quicker
 _CHANCE = 0.1  # part of descents' steps that go by the prior alone, drawn at random
 _WIDE = 1.8  # moves guessed to take so much longer than the best of their kind are left out
@@ -39,6 +40,7 @@ class _Node:
     point: Point
     level: int
     prior: float
+    expected: float  # value, before it is known
     children: list[_Node] | None = None
     visits: int = 0
     value: float = 0.0
@@ -66,7 +68,7 @@ class Tree:
         costing = self.costing
         best = costing.best
         self.reference = self._objective(best) if best is not None else 0.0
-        root = _Node(Point(()), 0, 1.0)
+        root = _Node(Point(()), 0, 1.0, 1.0)
         last, count = costing.best, len(costing.costed)
         while not root.closed:
             self._descend(root)
@@ -94,7 +96,7 @@ class Tree:
             node = child
         value = 0.0
         if not node.closed:
-            if self.costing.hopeless(node.point):
+            if self.costing.hopeless(node.point) or self.costing.behind(node.point):
                 # The completion's bound is that of no other: only a leaf is closed by it.
                 self.costing.skip(node.point)
             value = self._value(self.costing.cost(node.point))
@@ -116,7 +118,7 @@ class Tree:
         total = sum(child.prior for child in open_children)
 
         def score(child: _Node) -> float:
-            known = child.value if child.visits else 0.8 * node.value
+            known = child.value if child.visits else child.expected
             return known + bonus * child.prior / total / (1 + child.visits)
 
         return max(open_children, key=score)  # the first of equals
@@ -128,10 +130,7 @@ class Tree:
         if not options:
             return []
         costing = self.costing
-        guesses = [costing.guess(point) for point in options]
-        times = [
-            1.0 if guess is None else self._guessed(guess.seconds, guess.bytes) for guess in guesses
-        ]
+        times = [self._time(point) for point in options]
         least = min(times)
         children = []
         for point, seconds in zip(options, times, strict=True):
@@ -139,13 +138,9 @@ class Tree:
                 costing.ruled_out += 1
                 continue
             prior = (least / seconds) ** _SHARPNESS if seconds else 1.0
-            children.append(_Node(point, node.level + 1, max(prior, 1e-6)))
+            expected = self._worth(seconds) if costing.estimator is not None else node.value
+            children.append(_Node(point, node.level + 1, max(prior, 1e-6), expected))
         return children
-
-    def _guessed(self, seconds: float, nbytes: float) -> float:
-        """Time, longer for what would not fit."""
-        over = nbytes / self.costing.memory_bytes
-        return max(self.costing.goal.objective(seconds, nbytes), 1e-12) * max(1.0, over) ** 2
 
     def _options(self, node: _Node) -> Iterable[Point]:
         space, point = self.costing.space, node.point
@@ -173,8 +168,7 @@ class Tree:
                 yield moves.small_whole(space, option)
 
     def _time(self, point: Point) -> float:
-        guess = self.costing.guess(point)
-        return 1.0 if guess is None else self._guessed(guess.seconds, guess.bytes)
+        return self.costing.reckoning.score(point)
 
     # Completions
 
@@ -190,8 +184,7 @@ class Tree:
             option = self._stored(replace(point, microbatches=count))
             if best is None or self._time(option) < self._time(best):
                 best = option
-            guess = self.costing.guess(option)
-            if guess is None or guess.bytes <= 0.8 * self.costing.memory_bytes:
+            if self.costing.reckoning.reckon(option)[1] <= 0.9 * self.costing.memory_bytes:
                 break  # further microbatches take no less time
         assert best is not None
         return best
@@ -205,19 +198,19 @@ class Tree:
 
     def _objective(self, item: Costed) -> float:
         said = item.result.prediction
-        return self.costing.goal.objective(said.step_time_s, said.peak_memory_bytes)
+        aim = self.costing.goal.objective(said.step_time_s, said.peak_memory_bytes)
+        over = max(1.0, said.peak_memory_bytes / self.costing.memory_bytes)
+        if self.costing.goal.max_step_time_s is not None:
+            over *= max(1.0, said.step_time_s / self.costing.goal.max_step_time_s)
+        return aim * over**2
 
     def _value(self, item: Costed | None) -> float:
-        """1 for as good as the best of the named strategies; less than 0.3 for no fit."""
-        if item is None:
-            return 0.0
-        said = item.result.prediction
-        if not item.result.fits:
-            return 0.3 * min(1.0, self.costing.memory_bytes / max(said.peak_memory_bytes, 1))
-        aim = self._objective(item)
-        if not self.reference:
-            self.reference = aim
-        return min(2.0, self.reference / aim) if aim else 1.0
+        return 0.0 if item is None else self._worth(self._objective(item))
+
+    def _worth(self, aim: float) -> float:
+        """1 for as good as the best of the named strategies, more for what is better."""
+        self.reference = self.reference or aim
+        return float(min(4.0, (self.reference / aim) ** _STEEP)) if aim else 1.0
 
 
 _LAST = 5
