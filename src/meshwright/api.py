@@ -111,6 +111,7 @@ def parallelize(
     model: Model | None = None,
     device: str | None = None,
     rng: RandomNumbers | None = None,
+    overlap: bool | None = None,
 ) -> Job:
     """This process's part of the planned job, ready to step. Call it in every process.
 
@@ -123,6 +124,8 @@ def parallelize(
         `torchrun` or `meshwright train` started.
     device: `cpu` or `cuda`; None takes CUDA where there is one.
     rng: `exact` or `fast` in place of what the plan says.
+    overlap: reduce gradients beside the backward; None does so on accelerators, where it is
+        for free, and not on CPUs, whose cores it takes from the backward.
     """
     resolved = plan if isinstance(plan, Plan) else load_plan(plan)
     if rng is not None:
@@ -167,6 +170,7 @@ def parallelize(
         seed=seed,
         device=torch.device(place, torch.cuda.current_device()) if place == "cuda"
         else torch.device("cpu"),
+        overlap=place != "cpu" if overlap is None else overlap,
     )  # fmt: skip
 
 

@@ -60,7 +60,8 @@ class LoweredProgram:
     Each value has collectives of its own in here; what runs is `layout.merge.merge` of it,
     in buckets of `bucket_bytes` (0 merges none). `unshared` names the parameters whose
     gradient nothing else uses before it is reduced, on any device, so that its reduction
-    may wait for others.
+    may wait for others. `uniform`: all devices run the same ops, none that a cut leaves
+    nothing or whose sizes are only known when the step runs.
     """
 
     mesh: Mesh
@@ -83,3 +84,4 @@ class LoweredProgram:
     norm: str | None
     bucket_bytes: int = 0
     unshared: frozenset[str] = frozenset()
+    uniform: bool = True

@@ -132,6 +132,17 @@ class Lowering:
             norm=norm,
             bucket_bytes=self.bucket_bytes,
             unshared=self._unshared(),
+            uniform=self._uniform(),
+        )
+
+    def _uniform(self) -> bool:
+        """Whether every device runs the same ops; all devices say the same."""
+        layouts = {whole.layout for whole in self.b.whole.values()}
+        return not self.program.ragged and all(
+            split.part(parts - 1, parts)[1]
+            for layout in layouts
+            for axis, split in layout.shards
+            for parts in (self.assignment.mesh.extent(axis),)
         )
 
     def _unshared(self) -> frozenset[str]:

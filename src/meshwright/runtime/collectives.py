@@ -7,8 +7,9 @@
     └── LockstepTransport (in `lockstep`) all ranks as threads of one process
 
 Blocks are contiguous and not empty. Results are new tensors and inputs stay as
-they are, but where the name says otherwise. Gloo and lockstep add terms in the order of their index on the axis,
-and agree bit for bit (but for an all_reduce too large to be sent directly).
+they are, but where the name says otherwise. Gloo and lockstep add terms in the
+order of their index on the axis, and agree bit for bit (but for an all_reduce
+too large to be sent directly).
 
 What GlooTransport does by messages is faster so. With four processes on two
 cores over loopback, 48 MB, against Gloo's own: all_gather 43 to 105 ms against
@@ -28,6 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.layout.types import Reduce
+from meshwright.runtime.beside import Beside, InLine, SideStream, Threads
 
 # Below this, sending the whole tensor to everyone beats two rounds of messages.
 DIRECT_BYTES = 64 << 10
@@ -55,6 +57,11 @@ class Transport(Protocol):
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
         """[n, *] -> [*]: this device's block, combined over the axis."""
 
+    def reduce_scatter_into(
+        self, result: Tensor, blocks: Tensor, axis: str, reduce: Reduce
+    ) -> None:
+        """The same, written to `result`."""
+
     def all_to_all(self, blocks: Tensor, axis: str) -> Tensor:
         """[n, *] -> [n, *]: block i goes to device i, and from device i comes block i."""
 
@@ -64,6 +71,9 @@ class Transport(Protocol):
         Sizes are the caller's to know and may differ; this device's own entries
         and empty ones are left alone.
         """
+
+    def beside(self) -> Beside:
+        """What runs collectives beside compute."""
 
 
 class SingleTransport:
@@ -81,11 +91,19 @@ class SingleTransport:
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
         return blocks[0].clone()
 
+    def reduce_scatter_into(
+        self, result: Tensor, blocks: Tensor, axis: str, reduce: Reduce
+    ) -> None:
+        result.copy_(blocks[0])
+
     def all_to_all(self, blocks: Tensor, axis: str) -> Tensor:
         return blocks.clone()
 
     def exchange(self, sends: Sequence[Tensor], places: Sequence[Tensor], axis: str) -> None:
         return None
+
+    def beside(self) -> Beside:
+        return InLine()
 
 
 def device_mesh(mesh: Mesh, device: str = "cpu") -> DeviceMesh:
@@ -123,9 +141,14 @@ class NativeTransport:
 
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
         result = blocks.new_empty(blocks.shape[1:])
+        self.reduce_scatter_into(result, blocks, axis, reduce)
+        return result
+
+    def reduce_scatter_into(
+        self, result: Tensor, blocks: Tensor, axis: str, reduce: Reduce
+    ) -> None:
         op, group = self._OPS[reduce], self._groups[axis]
         dist.reduce_scatter_tensor(result.view(-1), blocks.view(-1), op, group=group)
-        return result
 
     def all_to_all(self, blocks: Tensor, axis: str) -> Tensor:
         result = torch.empty_like(blocks)
@@ -142,6 +165,9 @@ class NativeTransport:
         ]
         if posted:
             _wait(dist.batch_isend_irecv(posted))
+
+    def beside(self) -> Beside:
+        return SideStream()
 
 
 class GlooTransport:
@@ -176,9 +202,15 @@ class GlooTransport:
         return result
 
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
+        result = blocks.new_empty(blocks.shape[1:])
+        self.reduce_scatter_into(result, blocks, axis, reduce)
+        return result
+
+    def reduce_scatter_into(
+        self, result: Tensor, blocks: Tensor, axis: str, reduce: Reduce
+    ) -> None:
         """While one piece is added up, the next one is on its way."""
         me, n = self._index[axis], blocks.shape[0]
-        result = blocks.new_empty(blocks.shape[1:])
         target, sources = result.view(-1), blocks.view(n, -1)
         step = min(max(1, PIECE_BYTES // (n * target.element_size())), target.numel())
         starts = range(0, target.numel(), step)
@@ -197,13 +229,15 @@ class GlooTransport:
             terms = list(slots[number % 2][:, : piece.numel()].unbind())
             terms[me] = sources[me, start : start + step]
             combined(terms, reduce, piece)
-        return result
 
     def all_to_all(self, blocks: Tensor, axis: str) -> Tensor:
         return self._native.all_to_all(blocks, axis)
 
     def exchange(self, sends: Sequence[Tensor], places: Sequence[Tensor], axis: str) -> None:
         _wait(self._post(sends, places, axis))
+
+    def beside(self) -> Beside:
+        return Threads()
 
     def _post(
         self, sends: Sequence[Tensor], receives: Sequence[Tensor], axis: str

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from meshwright.layout.halo import Range, overlap, rows_sent
 from meshwright.layout.types import Reduce
 from meshwright.plan.types import Collective
 from meshwright.runtime import flat, halo, primitives
+from meshwright.runtime.beside import Beside, Ordered, Pending
 from meshwright.runtime.collectives import (
     GlooTransport,
     NativeTransport,
@@ -80,7 +82,9 @@ class Communicator:
         # a tensor, and the profiler does not see what other threads free: it is given time.
         self.pause_s = 0.0
         self.trace: StepTrace | None = None  # set while a step is timed op by op
-        self._transport = transport
+        self._raw = self._transport = transport
+        self._beside: Beside | None = None
+        self._pending: dict[int, Pending] = {}  # what is not there yet, by memory
         self._extent = dict(mesh.axes)
         self._coordinate = dict(mesh.coordinate(rank))
 
@@ -145,17 +149,25 @@ class Communicator:
         return result
 
     def all_reduce_many(
-        self, tensors: Sequence[Tensor], axis: str, reduce: Reduce = "sum"
+        self, tensors: Sequence[Tensor], axis: str, reduce: Reduce = "sum", later: bool = False
     ) -> list[Tensor]:
-        """Tensors of one dtype, in one collective; the results are views of one flat tensor."""
+        """Tensors of one dtype, in one collective; the results are views of one flat tensor.
+
+        later: the results are there once `settle` comes back, where this device overlaps.
+        """
         if self._extent[axis] == 1:
             return list(tensors)
         started = time.perf_counter()
-        row = flat.flattened(tensors)
+        shapes = [x.shape for x in tensors]
+        row = tensors[0].new_empty(sum(x.numel() for x in tensors))
+
+        def call(transport: Transport) -> None:
+            transport.all_reduce_in_place(row, axis, reduce)
+
         if row.numel():
-            self._transport.all_reduce_in_place(row, axis, reduce)
+            self._send(axis, tensors, lambda: flat.flatten(tensors, row), call, [row], later)
         self._record("all_reduce", axis, row, started)
-        return flat.opened(row, [x.shape for x in tensors])
+        return flat.opened(row, shapes)
 
     def all_gather_many(
         self, tensors: Sequence[Tensor], axis: str, cuts: Sequence[Sequence[int]]
@@ -186,22 +198,29 @@ class Communicator:
         axis: str,
         cuts: Sequence[Sequence[int]],
         reduce: Reduce = "sum",
+        later: bool = False,
     ) -> list[Tensor]:
         """This device's parts of several tensors of one dtype, combined in one collective.
 
-        The results are views of one flat tensor. cuts: as in `all_gather_many`.
+        The results are views of one flat tensor. cuts: as in `all_gather_many`. later: as in
+        `all_reduce_many`.
         """
         n, me = self._extent[axis], self._coordinate[axis]
         if n == 1:
             return list(tensors)
         started = time.perf_counter()
         each = [Cut(*cut) for cut in cuts]
-        rows = flat.rows_of(tensors, each, n)
+        wholes = [x.shape for x in tensors]
+        rows = tensors[0].new_empty(n, flat.row_length(wholes, each, n))
+        row = torch.empty_like(rows[0])
+
+        def call(transport: Transport) -> None:
+            transport.reduce_scatter_into(row, rows, axis, reduce)
+
         if rows.numel():
-            row = self._transport.reduce_scatter(rows, axis, reduce)
-        else:
-            row = rows[0].clone()
-        shapes = flat.part_shapes([x.shape for x in tensors], each, me, n)
+            fill = partial(flat.fill_rows, tensors, each, rows)
+            self._send(axis, tensors, fill, call, [rows, row], later)
+        shapes = flat.part_shapes(wholes, each, me, n)
         self._record_bytes("reduce_scatter", axis, sum(x.nbytes for x in tensors), started)
         return flat.opened(row, shapes)
 
@@ -298,6 +317,52 @@ class Communicator:
         cut = Cut(dim, outer, extent, minor, shift)
         return primitives.shard(x, cut, cut.number(self._coordinate[axis], n), n)
 
+    def overlap(self) -> None:
+        """From here on run beside compute what is called for `later`."""
+        if self._beside is None:
+            self._beside = self._transport.beside()
+            self._transport = Ordered(self._raw, self._beside)
+
+    @property
+    def overlaps(self) -> bool:
+        return self._beside is not None
+
+    def _send(
+        self,
+        axis: str,
+        sources: Sequence[Tensor],
+        fill: Callable[[], None],
+        call: Callable[[Transport], None],
+        used: Sequence[Tensor],
+        later: bool,
+    ) -> None:
+        """Fill what is sent and call the collective, whose result comes to be in `used[-1]`."""
+        if self._beside is None or not later:
+            fill()
+            call(self._transport)
+            return
+        raw = self._raw
+        needs = [self._pending[key] for x in sources if (key := _memory(x)) in self._pending]
+        if needs:  # it takes what another collective is still about to give
+
+            def work() -> None:
+                fill()
+                call(raw)
+
+            started = self._beside.start(axis, work, needs, [*sources, *used])
+        else:
+            fill()
+            started = self._beside.start(axis, partial(call, raw), (), used)
+        self._pending[_memory(used[-1])] = started
+
+    def settle(self) -> None:
+        """Wait for what was started for later."""
+        if self._beside is not None:
+            started = time.perf_counter()
+            self._pending.clear()
+            self._beside.settle()
+            self.log.seconds += time.perf_counter() - started
+
     def _regroup(self, x: Tensor, axis: str, old: Cut, new: Cut) -> Tensor:
         """all_to_all between two cuts of one dim: what goes where is found by position."""
         n, me, dim = self._extent[axis], self._coordinate[axis], old.dim
@@ -345,6 +410,10 @@ def connect(mesh: Mesh, device: str = "cpu") -> Communicator:
     torch_mesh = device_mesh(mesh, device)
     transport = GlooTransport(torch_mesh) if device == "cpu" else NativeTransport(torch_mesh)
     return Communicator(mesh, dist.get_rank(), transport)
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
 
 
 def _by_device(blocks: Tensor, cut: Cut) -> Tensor:

@@ -10,7 +10,9 @@ from torch import Tensor
 from meshwright.as_is import OpaqueCall
 from meshwright.layout.lowered import LoweredProgram, Section
 from meshwright.layout.merge import merge
+from meshwright.layout.overlap import ending, started
 from meshwright.lower.emit import Run, emit
+from meshwright.program.types import Value
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.local_ops import RandomKey, local_ops
 from meshwright.runtime.opaque import OpaqueRuns
@@ -38,14 +40,35 @@ class Executable:
         self.text: dict[str, str] = {}
         self._runs: dict[str, Run] = {}
         self._sections: dict[str, Section] = {}
+        self._values: dict[str, Mapping[str, Value]] = {}
+        self.overlaps = False
         self._comm, self._device = comm, device
         self._functions = {**local_ops(comm, key), **OpaqueRuns(opaque or {}, device).functions()}
         for name in ("gather", "forward", "backward", "reduce", "clip"):
-            section: Section = getattr(lowered, name)
-            self._sections[name] = section
-            self._runs[name], self.text[name] = emit(
-                name, section, lowered.values, self._functions, device
-            )
+            self._emit(name, getattr(lowered, name))
+
+    def overlap(self) -> None:
+        """Reduce gradients beside the backward; see `meshwright.layout.overlap`."""
+        if not self.overlaps and self.lowered.uniform:
+            self.overlaps = True
+            self._emit("backward", started(self.lowered.backward, self.lowered.values))
+
+    def end(self, adds: bool) -> str:
+        """The name of the section that ends a step, emitted when it is first asked for."""
+        name = "end_adding" if adds else "end"
+        if name not in self._runs:
+            made = ending(self.lowered, adds)
+            self._emit(name, made.section, made.values)
+        return name
+
+    def _emit(
+        self, name: str, section: Section, values: Mapping[str, Value] | None = None
+    ) -> None:
+        self._sections[name] = section
+        self._values[name] = values or self.lowered.values
+        self._runs[name], self.text[name] = emit(
+            name, section, self._values[name], self._functions, self._device
+        )
 
     def run(
         self, name: str, kept: Mapping[str, Tensor], taken: dict[str, Tensor] | None = None
@@ -76,7 +99,7 @@ class Executable:
         found = trace.emitted.get((self, name))
         if found is None:
             found = trace.emitted[self, name] = emit(
-                name, self._sections[name], self.lowered.values, self._functions, self._device,
+                name, self._sections[name], self._values[name], self._functions, self._device,
                 trace.wrap,
             )[0]  # fmt: skip
         return found

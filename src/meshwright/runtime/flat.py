@@ -15,20 +15,14 @@ from torch import Tensor
 from meshwright.runtime.primitives import Cut, part_of
 
 
-def flattened(tensors: Sequence[Tensor]) -> Tensor:
-    """All elements of the tensors, one tensor after the other, in memory of its own."""
-    flat = tensors[0].new_empty(sum(x.numel() for x in tensors))
-    for place, x in zip(_places(flat, [x.shape for x in tensors]), tensors, strict=True):
+def flatten(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """All elements of the tensors, one tensor after the other, copied to `flat`."""
+    for place, x in zip(opened(flat, [x.shape for x in tensors]), tensors, strict=True):
         place.copy_(x)
-    return flat
 
 
 def opened(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """Views of the tensors that lie in `flat`."""
-    return _places(flat, shapes)
-
-
-def _places(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     places, start = [], 0
     for shape in shapes:
         count = math.prod(shape)
@@ -59,10 +53,9 @@ def part_shapes(
     ]
 
 
-def rows_of(tensors: Sequence[Tensor], cuts: Sequence[Cut], parts: int) -> Tensor:
-    """[parts, row]: of each device its parts of the tensors."""
-    wholes = [x.shape for x in tensors]
-    rows = tensors[0].new_empty(parts, row_length(wholes, cuts, parts))
+def fill_rows(tensors: Sequence[Tensor], cuts: Sequence[Cut], rows: Tensor) -> None:
+    """Copy to `rows`, [parts, row], of each device its parts of the tensors."""
+    parts = rows.shape[0]
     for device in range(parts):
         start = 0
         for x, cut in zip(tensors, cuts, strict=True):
@@ -70,7 +63,6 @@ def rows_of(tensors: Sequence[Tensor], cuts: Sequence[Cut], parts: int) -> Tenso
             rows[device, start : start + part.numel()].view(part.shape).copy_(part)
             start += part.numel()
         rows[device, start:].zero_()
-    return rows
 
 
 def row_of(blocks: Sequence[Tensor], length: int) -> Tensor:

@@ -61,8 +61,13 @@ class Job:
         communicator: Communicator,
         seed: int,
         device: torch.device,
+        overlap: bool = False,
     ) -> None:
+        """overlap: reduce gradients beside the backward."""
         self.plan = plan
+        self._overlap = overlap
+        if overlap:
+            communicator.overlap()
         self.comm = communicator
         self.device = device
         self._flatten = flatten
@@ -204,6 +209,8 @@ class Job:
             executable = Executable(
                 compiled.lowered, constants, self.comm, self._key, self.device, compiled.opaque
             )
+            if self._overlap:
+                executable.overlap()
             found = self._executables[key] = (executable, compiled)
             while len(self._executables) > 8:
                 self._executables.pop(next(k for k in self._executables if k != key))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meshwright.layout.types import Split
 from meshwright.runtime import local_attention, local_indexing, local_moments, local_spatial
-from meshwright.runtime.comm import Communicator
+from meshwright.runtime.comm import Communicator, Cut
 from meshwright.runtime.halo import rows
 from meshwright.runtime.random import dropout, normal, uniform
 from meshwright.runtime.random_fast import fast_draw
@@ -43,9 +43,13 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         )
         return comm.all_to_all(x, axis, gather, scatter)
 
-    def all_reduce(x: Tensor | list[Tensor], **options: Any) -> Tensor | list[Tensor]:
+    def all_reduce(
+        x: Tensor | list[Tensor], later: bool = False, **options: Any
+    ) -> Tensor | list[Tensor]:
         if isinstance(x, list):
-            return comm.all_reduce_many(x, **options)
+            return comm.all_reduce_many(x, later=later, **options)
+        if later:
+            return comm.all_reduce_many([x], later=True, **options)[0]
         return comm.all_reduce(x, **options)
 
     def all_gather(x: Tensor | list[Tensor], **options: Any) -> Tensor | list[Tensor]:
@@ -53,9 +57,15 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
             return comm.all_gather_many(x, **options)
         return comm.all_gather(x, **options)
 
-    def reduce_scatter(x: Tensor | list[Tensor], **options: Any) -> Tensor | list[Tensor]:
+    def reduce_scatter(
+        x: Tensor | list[Tensor], later: bool = False, **options: Any
+    ) -> Tensor | list[Tensor]:
         if isinstance(x, list):
-            return comm.reduce_scatter_many(x, **options)
+            return comm.reduce_scatter_many(x, later=later, **options)
+        if later:
+            axis, reduce = options.pop("axis"), options.pop("reduce", "sum")
+            cut = tuple(Cut(**options))
+            return comm.reduce_scatter_many([x], axis, [cut], reduce, later=True)[0]
         return comm.reduce_scatter(x, **options)
 
     def random(*args: Any, **kwargs: Any) -> Any:
@@ -65,6 +75,7 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         "mesh.all_reduce": all_reduce,
         "mesh.all_gather": all_gather,
         "mesh.reduce_scatter": reduce_scatter,
+        "mesh.settle": comm.settle,
         "mesh.all_to_all": all_to_all,
         "mesh.shard": comm.shard,
         "mesh.halo": comm.halo,

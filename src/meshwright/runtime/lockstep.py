@@ -16,6 +16,7 @@ from torch import Tensor
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import RunError
 from meshwright.layout.types import Reduce
+from meshwright.runtime.beside import Beside, InLine
 from meshwright.runtime.collectives import combined
 from meshwright.runtime.comm import Communicator
 
@@ -121,6 +122,11 @@ class LockstepTransport:
         terms = [theirs[self._index[axis]] for theirs in everyone]
         return combined(terms, reduce, torch.empty_like(terms[0]))
 
+    def reduce_scatter_into(
+        self, result: Tensor, blocks: Tensor, axis: str, reduce: Reduce
+    ) -> None:
+        result.copy_(self.reduce_scatter(blocks, axis, reduce))
+
     def all_to_all(self, blocks: Tensor, axis: str) -> Tensor:
         everyone = self._meet(f"all_to_all({axis})", blocks, axis)
         return torch.stack([theirs[self._index[axis]] for theirs in everyone])
@@ -139,6 +145,9 @@ class LockstepTransport:
                 start = int(sizes[index][:me].sum())
                 theirs = everyone[index][start : start + place.nbytes]
                 place.copy_(theirs.view(dtype).view(place.shape))
+
+    def beside(self) -> Beside:
+        return InLine()
 
     def _meet(self, kind: str, x: Tensor, axis: str) -> list[Tensor]:
         return self._world.meet(self._rank, self._peers[axis], (kind, x.shape, x.dtype), x)

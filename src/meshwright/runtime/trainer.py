@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import LoweredProgram
+from meshwright.layout.overlap import TOTAL
 from meshwright.runtime.comm import Communicator
 from meshwright.runtime.executor import Executable
 from meshwright.runtime.local_ops import RandomKey
@@ -98,10 +99,19 @@ class Trainer:
         # Microbatches of one size share a program and its accumulated gradients. A smaller
         # last one has its own, whose layouts may differ, so each program reduces its own.
         totals: dict[Executable, dict[str, Tensor]] = {}
+        last = len(microbatches) - 1
         for index, microbatch in enumerate(microbatches):
             self.key.microbatch = index
-            own = totals.setdefault(microbatch.executable, {})
-            loss += self._forward_backward(microbatch, state, own)
+            executable = microbatch.executable
+            if index == last and executable.overlaps:
+                for name in gathered:
+                    del state[name]
+                own = totals.pop(executable, {})
+                more, reduced = self._end(microbatch, state, gathered, own)
+                loss += more
+                self._add_gradients(executable.lowered, reduced)
+                break
+            loss += self._forward_backward(microbatch, state, totals.setdefault(executable, {}))
         for name in gathered:
             state.pop(name, None)
         del gathered
@@ -136,21 +146,10 @@ class Trainer:
     def _forward_backward(
         self, microbatch: Microbatch, state: dict[str, Tensor], totals: dict[str, Tensor]
     ) -> Tensor:
-        executable = microbatch.executable
-        lowered = executable.lowered
-        inputs = {lowered.batch[path]: x for path, x in microbatch.batch.items()}
-        kept = {**state, **inputs}
-        outputs = executable.run("forward", kept)
-        loss = outputs[lowered.loss] * microbatch.weight
-        for path, name in lowered.buffer_updates.items():
-            self.buffers[path] = outputs[name]
-        saved = {name: outputs[name] for name in lowered.saved}
-        del outputs
-        if lowered.tangent is not None:
-            kept[lowered.tangent] = torch.tensor(
-                microbatch.weight, dtype=loss.dtype, device=self.device
-            )
-        gradients = executable.run("backward", kept, saved)
+        lowered = microbatch.executable.lowered
+        loss, kept, saved = self._forward(microbatch, state)
+        gradients = microbatch.executable.run("backward", kept, saved)
+        self.comm.settle()
         for buffer in lowered.buffers:
             state[buffer.value] = self.buffers[buffer.path]
         held = {id(value) for value in kept.values()}
@@ -161,6 +160,56 @@ class Trainer:
             else:
                 totals[name] = gradient.clone() if id(gradient) in held else gradient
         return loss
+
+    def _forward(
+        self, microbatch: Microbatch, state: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The microbatch's share of the loss, what the backward may read, what it takes."""
+        executable = microbatch.executable
+        lowered = executable.lowered
+        inputs = {lowered.batch[path]: x for path, x in microbatch.batch.items()}
+        kept = {**state, **inputs}
+        outputs = executable.run("forward", kept)
+        loss = outputs[lowered.loss] * microbatch.weight
+        for path, name in lowered.buffer_updates.items():
+            self.buffers[path] = outputs[name]
+        saved = {name: outputs[name] for name in lowered.saved}
+        if lowered.tangent is not None:
+            kept[lowered.tangent] = torch.tensor(
+                microbatch.weight, dtype=loss.dtype, device=self.device
+            )
+        return loss, kept, saved
+
+    @torch.no_grad()
+    def _end(
+        self,
+        microbatch: Microbatch,
+        state: Mapping[str, Tensor],
+        gathered: dict[str, Tensor],
+        totals: dict[str, Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last microbatch, its gradients reduced beside its backward: loss and gradients.
+
+        `gathered` and `totals` are gone after their last use.
+        """
+        executable = microbatch.executable
+        loss, kept, taken = self._forward(microbatch, {**state, **gathered})
+        held = {id(value) for value in kept.values()}
+        for name in list(gathered):
+            kept.pop(name)
+            taken[name] = gathered.pop(name)
+        name = executable.end(adds=bool(totals))
+        while totals:
+            path, total = totals.popitem()
+            taken[path + TOTAL] = total
+            del total
+        reduced = executable.run(name, kept, taken)
+        self.comm.settle()
+        names = dict(zip(reduced, executable.lowered.reduce.outputs, strict=True))
+        return loss, {
+            names[key]: value.clone() if id(value) in held else value
+            for key, value in reduced.items()
+        }
 
     @torch.no_grad()
     def _add_gradients(self, lowered: LoweredProgram, reduced: dict[str, Tensor]) -> None:
