@@ -30,6 +30,7 @@ from meshwright.model import Model as Model
 from meshwright.plan.check import check_devices, check_executable, check_plan
 from meshwright.plan.file import load_plan
 from meshwright.plan.types import Plan, RandomNumbers
+from meshwright.planner import costed as costed
 from meshwright.planner import plan as plan
 from meshwright.planner import predict, tokens_of
 from meshwright.runtime.comm import Communicator, connect

@@ -94,9 +94,9 @@ def test_strategies_that_make_no_sense(strategy: str, here: Here) -> None:
 
 
 def test_compare(here: Here) -> None:
-    found = here("compare", *GPT, "--cluster", "local:4", "--json").object
+    found = here("compare", *GPT, "--cluster", "local:4", "--json", "--html", "c.html").object
     rows = {row["strategy"]: row for row in found["strategies"]}
-    assert rows.keys() == {
+    assert rows.keys() >= {
         "auto", "data", "zero=1", "zero=2", "zero=3", "tensor", "data=2,tensor=2",
         "data=2,tensor=2,zero=1",
     }  # fmt: skip
@@ -104,12 +104,29 @@ def test_compare(here: Here) -> None:
     times = {name: row["step_time_s"] for name, row in rows.items() if row["fits"]}
     assert times[found["best"]] == min(times.values())
     assert rows["auto"]["chosen"]
+    assert rows[found["best"]]["front"]
+    for name, row in rows.items():
+        beaten = any(
+            other["step_time_s"] < row["step_time_s"]
+            and other["peak_memory_bytes"] < row["peak_memory_bytes"]
+            for other in rows.values()
+        )
+        assert not (row["front"] and beaten), name
+    assert '<canvas id="front"' in Path("c.html").read_text()
+
+
+def test_compare_for_people_fits_80_columns(here: Here) -> None:
+    done = here("compare", *GPT, "--cluster", "local:4", "--forbid", "tensor")
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "none is better in both time and memory" in done.out
+    assert "'forbid tensor' forbids" in " ".join(done.out.split())
 
 
 def test_compare_says_why_a_strategy_is_left_out(here: Here) -> None:
     done = here("compare", *MLP, "--cluster", "local:3")
     assert done.code == 0
-    assert "3 data-parallel devices can't" in done.out
+    assert "3 data-parallel devices can't" in " ".join(done.out.split())
     rows = {
         row["strategy"]: row
         for row in here("compare", *MLP, "--cluster", "local:3", "--json").object["strategies"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from meshwright.cli import options as given
 from meshwright.cli.output import Output
 from meshwright.errors import MeshwrightError, NoPlanFits, StrategyError
 
 if TYPE_CHECKING:
-    from meshwright.plan.types import Plan
+    from meshwright.cli.prepare import Prepared
+    from meshwright.report.comparison import Compared
 
-_MOST_COMPOSITIONS = 4
+_MOST_SHOWN = 16  # beside the front; --json and --html have all
+_MOST_REASONS = 4
 
 
 def compare(
@@ -28,95 +33,152 @@ def compare(
     microbatches: given.Microbatches = None,
     clip_norm: given.ClipNorm = None,
     optimizer: given.Optimizer = None,
+    goal: given.Goal = None,
+    max_step_time: given.MaxStepTime = None,
+    budget_seconds: given.BudgetSeconds = None,
+    seed: given.SearchSeed = 0,
     profile: given.Profile = None,
     no_calibrate: given.NoCalibrate = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page with the front as a chart here."),
+    ] = None,
     json: given.Json = False,
     debug: given.Debug = False,
 ) -> None:
     """Predict every named strategy, and what the search chooses."""
-    from meshwright.cli.prepare import Request, make_plan, prepare
+    from meshwright.cli.prepare import Request, prepare
+    from meshwright.report.comparison import Comparison, on_front, write_comparison
 
     with Output(json) as out:
         request = Request(
             model, option, global_batch, cluster, None, microbatches, clip_norm, optimizer,
             profile, no_calibrate,
             seq_len=seq_len, constraints=given.constraints(mesh, layout, forbid, pin),
+            budget_s=budget_seconds, seed=seed, goal=goal, max_step_time_s=max_step_time,
         )  # fmt: skip
         prepared = prepare(request, out)
-        found: dict[str, Plan | MeshwrightError] = {}
-        for name in ("auto", *strategies(prepared.cluster.size)):
-            try:
-                found[name] = make_plan(prepared, out, name)
-            except (StrategyError, NoPlanFits) as error:
-                found[name] = error
-        best = _best(found)
-        _show(found, best, f"{prepared.task.name} on {prepared.cluster.text}", out)
-        out.emit({"best": best, "strategies": [_row(name, item) for name, item in found.items()]})
+        rows, failed = _rows(prepared, out)
+        front = on_front(rows)
+        best = _best(rows)
+        title = f"{prepared.task.name} on {prepared.cluster.text}"
+        _show(rows, front, best, title, out)
+        if html is not None:
+            limit = prepared.cluster.memory_bytes
+            page = Comparison(title=title, memory_limit_bytes=limit, rows=tuple(rows))
+            write_comparison(html, page)
+            out.note(f"Written to {html}")
+        out.emit(
+            {
+                "best": best,
+                "memory_bytes": prepared.cluster.memory_bytes,
+                "strategies": [_row(row, on) for row, on in zip(rows, front, strict=True)],
+                **({"html": str(html)} if html is not None else {}),
+            }
+        )
     if best is None:
-        first = found["auto"]
-        assert isinstance(first, MeshwrightError)
-        raise first
+        raise failed or NoPlanFits(
+            f"None of {len(rows)} strategies fits.", "Plan for more devices, or more microbatches."
+        )
 
 
-def strategies(devices: int) -> Iterator[str]:
-    """Every named strategy, and compositions of two axes for so many devices."""
-    yield "data"
-    for stage in (1, 2, 3):
-        yield f"zero={stage}"
-    yield "tensor"
-    pairs = [size for size in range(2, devices) if devices % size == 0]
-    pairs.sort(key=lambda tensor: abs(tensor - devices / tensor))  # the squarest first
-    for tensor in pairs[: _MOST_COMPOSITIONS // 2]:
-        yield f"data={devices // tensor},tensor={tensor}"
-        yield f"data={devices // tensor},tensor={tensor},zero=1"
+def _rows(prepared: Prepared, out: Output) -> tuple[list[Compared], MeshwrightError | None]:
+    """`auto` first, then the named ones; and why `auto` found nothing, where it did not."""
+    from meshwright.api import costed
+    from meshwright.cli.prepare import make_plan
+    from meshwright.plan.text import nbytes
+    from meshwright.report.comparison import Compared
+
+    failed: MeshwrightError | None = None
+    try:
+        made = make_plan(prepared, out, "auto")
+        first = Compared(
+            strategy="auto", fits=True, predicted=made.predicted, chosen=made.strategy,
+            microbatches=made.microbatches,
+        )  # fmt: skip
+    except (StrategyError, NoPlanFits) as error:
+        failed = error
+        first = Compared(strategy="auto", fits=False, reason=error.message)
+    with out.status("Costing the named strategies") as update:
+        found = costed(
+            prepared.task,
+            prepared.cluster,
+            microbatches=prepared.request.microbatches or 1,
+            clip_norm=prepared.request.clip_norm,
+            optimizer=prepared.optimizer,
+            model=prepared.model,
+            constraints=prepared.request.constraints,
+            progress=lambda text: update(text[:1].upper() + text[1:]),
+        )
+    rows = [first]
+    for name, item in found.items():
+        if isinstance(item, MeshwrightError):
+            rows.append(Compared(strategy=name, fits=False, reason=item.message))
+            continue
+        over = item.prediction.peak_memory_bytes - prepared.cluster.memory_bytes
+        rows.append(
+            Compared(
+                strategy=name, fits=item.fits, predicted=item.prediction,
+                microbatches=item.candidate.microbatches,
+                reason="" if item.fits else f"{nbytes(over)} too much for a device",
+            )
+        )  # fmt: skip
+    return rows, failed
 
 
-def _best(found: dict[str, Plan | MeshwrightError]) -> str | None:
+def _best(rows: Sequence[Compared]) -> str | None:
     """The fastest, the search's own choice where they are equal."""
-    times = {
-        name: item.predicted.step_time_s
-        for name, item in found.items()
-        if not isinstance(item, MeshwrightError)
-    }
+    times = {row.strategy: row.predicted.step_time_s for row in rows if row.fits and row.predicted}
     return min(times, key=lambda name: times[name], default=None)
 
 
-def _row(name: str, item: Plan | MeshwrightError) -> dict[str, Any]:
+def _row(row: Compared, front: bool) -> dict[str, Any]:
     from meshwright.cli.as_json import prediction_json
 
-    if isinstance(item, MeshwrightError):
-        return {
-            "strategy": name, "fits": False, "kind": item.kind, "reason": item.message,
-            "remedy": item.remedy,
-        }  # fmt: skip
-    chosen = {"chosen": item.strategy} if name == "auto" else {}
-    return {"strategy": name, **chosen, "fits": True, "mesh": dict(item.mesh),
-            "microbatches": item.microbatches, **prediction_json(item.predicted)}  # fmt: skip
+    chosen = {"chosen": row.chosen} if row.chosen else {}
+    reason = {"reason": row.reason} if row.reason else {}
+    said = prediction_json(row.predicted) if row.predicted else {}
+    return {
+        "strategy": row.strategy, **chosen, "fits": row.fits, "front": front,
+        "microbatches": row.microbatches, **reason, **said,
+    }  # fmt: skip
 
 
 def _show(
-    found: dict[str, Plan | MeshwrightError], best: str | None, title: str, out: Output
+    rows: Sequence[Compared], front: Sequence[bool], best: str | None, title: str, out: Output
 ) -> None:
     from rich.markup import escape
 
     from meshwright.cli.show import heading, indented, prediction_cells, predictions
 
-    rows = predictions()
-    reasons = []
-    for name, item in found.items():
-        if isinstance(item, MeshwrightError):
-            reasons.append(f"{name}: {item.message}")
-            rows.add_row("", escape(name), "-", "-", "-", "-", style="dim")
+    pairs = sorted(
+        ((row, on) for row, on in zip(rows, front, strict=True) if row.predicted),
+        key=lambda pair: (not pair[0].fits, pair[0].predicted.step_time_s),  # type: ignore[union-attr]
+    )
+    shown = predictions()
+    hidden = 0
+    for place, (row, on) in enumerate(pairs):
+        assert row.predicted is not None
+        if place >= _MOST_SHOWN and not (on or row.chosen):
+            hidden += 1
             continue
-        rows.add_row(
-            "*" if name == best else "", escape(name), *prediction_cells(item.predicted),
-            style="bold green" if name == best else "",
-        )  # fmt: skip
-    out.print(heading(title), indented(rows))
-    if best is not None:
-        out.print("  * predicted fastest")
-    auto = found["auto"]
-    if not isinstance(auto, MeshwrightError):
-        out.print(f"  auto chose {escape(auto.strategy)}")
-    for reason in reasons:
-        out.print(f"  {escape(reason)}")
+        mark = "*" if row.strategy == best else "+" if on else "" if row.fits else "-"
+        style = "bold green" if row.strategy == best else "" if row.fits else "dim"
+        shown.add_row(mark, escape(row.strategy), *prediction_cells(row.predicted), style=style)
+    out.print(heading(title), indented(shown))
+    marks = "  * predicted fastest   + none is better in both time and memory"
+    marks += "" if all(row.fits for row, _ in pairs) else "   - does not fit"
+    out.print(marks if best is not None else "  None fits.")
+    if hidden:
+        out.print(f"  and {hidden} more; --json and --html have all of them")
+    auto = rows[0]
+    out.print(f"  auto chose {escape(auto.chosen)}" if auto.fits else f"  auto: {auto.reason}")
+    reasons: dict[str, list[str]] = {}
+    for row in rows[1:]:
+        if row.predicted is None:
+            reasons.setdefault(row.reason, []).append(row.strategy)
+    for reason, names in list(reasons.items())[:_MOST_REASONS]:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        out.print(f"  {escape(', '.join(names[:3]))}{more}: {escape(reason)}")
+    if len(reasons) > _MOST_REASONS:
+        out.print(f"  and {len(reasons) - _MOST_REASONS} more reasons; --json has them")

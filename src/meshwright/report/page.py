@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -14,7 +16,7 @@ from meshwright.errors import UsageError
 from meshwright.report.data import ReportData
 from meshwright.report.view import view
 
-__all__ = ["render", "write_report"]
+__all__ = ["page", "render", "write_report"]
 
 
 def write_report(path: str | Path, data: ReportData) -> None:
@@ -33,15 +35,19 @@ def write_report(path: str | Path, data: ReportData) -> None:
 
 def render(data: ReportData) -> str:
     """The page as text; the same data always give the same text."""
+    return page("report.html.j2", view(data))
+
+
+def page(template: str, context: Mapping[str, Any]) -> str:
+    """A template of `static` with the styles and scripts of all pages, everything escaped."""
     # A page of one file has no source map beside it for a debugger to ask for.
     library = _text("vendor/chart.umd.min.js").partition("//# sourceMappingURL")[0]
     scripts = [_text("static/report.js"), library]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(_text("static/report.html.j2"))
-    return template.render(
-        **view(data),
+    return environment.from_string(_text(f"static/{template}")).render(
+        **context,
         css=Markup(_text("static/report.css")),
         scripts=[Markup(script) for script in scripts],
         script_hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),

@@ -22,7 +22,7 @@ from meshwright.search.named import candidate, name_of
 from meshwright.search.strategy import Strategy, mesh_for, parse_strategy, pipeline_of
 from meshwright.search.types import AnalysisFor, Candidate, Evaluate, Evaluated
 
-__all__ = ["Change", "Site", "what_would_fit"]
+__all__ = ["Change", "Site", "candidate_of", "what_would_fit"]
 
 SECONDS = 10.0
 MOST_DEVICES = 16_384
@@ -257,22 +257,32 @@ def _try(
     if time.process_time() > deadline:
         return None
     try:
-        strategy = site.constraints.narrow(parse_strategy(text), cluster.size)
-        analysis: Analysis = site.analysis_for(microbatches)
-        mesh = site.constraints.ordered(mesh_for(strategy, cluster.size))
-        pipeline = pipeline_of(strategy, mesh)
-        made = candidate(
-            analysis, mesh, zero=strategy.zero or 0, microbatches=microbatches,
-            sequence=strategy.sequence, attention=strategy.attention,
-            pipeline=pipeline, recompute=strategy.recompute, constraints=site.constraints,
-            name=name_of(mesh, strategy.zero or 0, strategy.sequence, strategy.attention,
-                         pipeline, strategy.recompute)
-            + (f",microbatches={microbatches}" if microbatches > 1 else ""),
-        )  # fmt: skip
+        analysis = site.analysis_for(microbatches)
+        made = candidate_of(text, analysis, cluster.size, microbatches, site.constraints)
         said = evaluate(made)
     except MeshwrightError:
         return None
     return Evaluated(made, said, said.peak_memory_bytes <= cluster.memory_bytes)
+
+
+def candidate_of(
+    text: str,
+    analysis: Analysis,
+    devices: int,
+    microbatches: int = 1,
+    constraints: Constraints = NONE,
+) -> Candidate:
+    """What a named strategy is on so many devices. Raises StrategyError where it can't be."""
+    strategy = constraints.narrow(parse_strategy(text), devices)
+    mesh = constraints.ordered(mesh_for(strategy, devices))
+    pipeline, zero = pipeline_of(strategy, mesh), strategy.zero or 0
+    name = name_of(mesh, zero, strategy.sequence, strategy.attention, pipeline, strategy.recompute)
+    return candidate(
+        analysis, mesh, zero=zero, microbatches=microbatches, sequence=strategy.sequence,
+        attention=strategy.attention, pipeline=pipeline, recompute=strategy.recompute,
+        constraints=constraints,
+        name=name + (f",microbatches={microbatches}" if microbatches > 1 else ""),
+    )  # fmt: skip
 
 
 def _bare(made: Candidate, strategy: Strategy) -> str:

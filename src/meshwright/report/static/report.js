@@ -189,7 +189,44 @@
     });
   }
 
-  const drawers = { loss: drawLoss, memory: drawMemory };
+  function drawFront(canvas, data) {
+    const { front, behind, unfit, auto, limit } = data.front;
+    const points = (label, found, ink, more) => ({
+      label,
+      data: found,
+      borderColor: ink,
+      backgroundColor: ink,
+      pointRadius: 5,
+      pointHoverRadius: 7,
+      showLine: false,
+      ...more,
+    });
+    const sets = [
+      points("front", front, colour("series-2"), { showLine: true, borderWidth: 2, pointStyle: "circle" }),
+      points("beaten by another", behind, colour("series-7"), { pointStyle: "circle" }),
+      points("does not fit", unfit, colour("poor"), { pointStyle: "crossRot", borderWidth: 2 }),
+      points("auto", auto, colour("series-0"), { pointStyle: "rectRot", pointRadius: 9, pointHoverRadius: 11 }),
+    ].filter((set) => set.data.length);
+    const all = front.concat(behind, unfit);
+    const highest = Math.max(...all.map((point) => point.y));
+    const widest = Math.max(...all.map((point) => point.x));
+    if (limit < 3 * widest) {
+      const ends = [0, highest].map((y) => ({ x: limit, y, name: "memory of a device" }));
+      const more = { showLine: true, pointRadius: 0, pointStyle: "line", borderWidth: 1.5, borderDash: [2, 3] };
+      sets.push(points("memory of a device", ends, colour("poor"), more));
+    }
+    const tooltip = {
+      title: (items) => items[0].raw.name,
+      label: (item) => ` ${duration(item.parsed.y)}, ${bytes(item.parsed.x)}`,
+    };
+    const x = axis("peak memory of a device", { callback: bytes, stepSize: byteStep(widest) }, { min: 0 });
+    const y = axis("step time", { callback: duration }, { min: 0 });
+    const base = options(x, y, tooltip);
+    base.interaction = { mode: "nearest", intersect: false };
+    return new Chart(canvas, { type: "scatter", data: { datasets: sets }, options: base });
+  }
+
+  const drawers = { loss: drawLoss, memory: drawMemory, front: drawFront };
   let charts = [];
 
   function draw() {
