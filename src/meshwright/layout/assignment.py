@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import PlanError
@@ -11,6 +12,7 @@ from meshwright.layout.cuts import compatible, ordered
 from meshwright.layout.groups import Analysis, Group
 from meshwright.layout.types import REPLICATED, Layout, Split
 from meshwright.plan.types import Decision, ParameterPlan, Residency
+from meshwright.program.types import Op
 from meshwright.rules.types import FactorCut
 
 
@@ -69,6 +71,7 @@ def assign(
     """
     wanted: dict[str, dict[str, Split]] = {axis: {} for axis in mesh.names}
     held: dict[str, dict[str, FactorCut]] = {axis: {} for axis in mesh.names}
+    alone: dict[str, dict[str, FactorCut | None]] = {}
     fixed = _fixed(analysis, decisions)
     for value, axes in fixed.items():
         for axis, split in axes.items():
@@ -94,8 +97,12 @@ def assign(
         members = group.members
         if decision.beside:
             members = _beside(analysis, group, wanted[decision.axis], held[decision.axis])
+        if decision.alone:
+            own = (seed[0], analysis.program.gradients.get(decision.value))
+            members = {name: split for name, split in members.items() if name in own}
+            alone.setdefault(decision.axis, {}).update(_own_ops(analysis, group, *own))
         for op, cut in group.cuts.items():
-            if not decision.beside:
+            if not decision.beside and not decision.alone:
                 held[decision.axis].setdefault(op, cut)
         for value, split in members.items():
             if decision.axis in fixed.get(value, ()):
@@ -113,7 +120,10 @@ def assign(
         wanted,
         _store(analysis, mesh, wanted, parameters),
         clip,
-        {axis: _with_views(analysis, cuts) for axis, cuts in held.items() if axis in beside},
+        {
+            **alone,
+            **{axis: _with_views(analysis, cuts) for axis, cuts in held.items() if axis in beside},
+        },
         frozenset(item.axis for item in decisions if item.attention == "ring"),
         fixed,
     )
@@ -135,6 +145,28 @@ def _fixed(
                 f"The plan fixes two cuts of {value} that don't nest.",
                 "Leave out one of them, or plan again.",
             )
+    return found
+
+
+def _own_ops(
+    analysis: Analysis, group: Group, parameter: str, gradient: str | None
+) -> dict[str, FactorCut]:
+    """Ops of a group that use the parameter, also its views and casts, or make its gradient."""
+    found: dict[str, FactorCut] = {}
+    derived = {parameter}
+    made_by: dict[str | None, Op] = {}
+    for op in analysis.program.ops:
+        names = analysis.operands[op.name]
+        made_by.update((name, op) for name in op.results if name is not None)
+        if op.name in group.cuts and not derived.isdisjoint(names):
+            found[op.name] = group.cuts[op.name]
+            if derived.issuperset(names):
+                derived.update(name for name in op.results if name is not None)
+    while gradient in made_by and made_by[gradient].name in group.cuts:
+        op = made_by[gradient]
+        found[op.name] = group.cuts[op.name]
+        names = analysis.operands[op.name]
+        gradient = names[0] if len(names) == 1 else None
     return found
 
 
@@ -227,7 +259,7 @@ def _store(
                 f"{list(shape)}.",
                 "Correct storage_dim in the plan, or plan again.",
             )
-        for axis in plan.storage_axes:
+        for number, axis in enumerate(plan.storage_axes):
             if axis not in mesh.names:
                 raise PlanError(
                     f"The plan stores {item.path} over the axis '{axis}', but its mesh has "
@@ -235,7 +267,12 @@ def _store(
                     "Correct storage_axes in the plan, or plan again.",
                 )
             if storage.split(axis) is None:
-                split = storage_split(shape, storage, mesh, axis, plan.storage_dim)
+                later = prod(
+                    mesh.extent(name)
+                    for name in plan.storage_axes[number + 1 :]
+                    if name in mesh.names and storage.split(name) is None
+                )
+                split = storage_split(shape, storage, mesh, axis, plan.storage_dim, later)
                 if split is not None:
                     storage = ordered(storage.with_shard(axis, split), mesh)
         found[item.path] = Parameter(item.path, item.value, compute, storage, plan.residency)
@@ -243,11 +280,18 @@ def _store(
 
 
 def storage_split(
-    shape: tuple[int, ...], layout: Layout, mesh: Mesh, axis: str, dim: int | None = None
+    shape: tuple[int, ...],
+    layout: Layout,
+    mesh: Mesh,
+    axis: str,
+    dim: int | None = None,
+    later: int = 1,
 ) -> Split | None:
     """Where a parameter laid out as `layout` is cut further to be stored over `axis`.
 
-    The first dim that divides evenly is taken, else the largest one, unevenly.
+    The first dim that divides evenly is taken, else the largest one, unevenly. later: into
+    how many parts further axes will cut it: what this axis leaves is a dim of its own for
+    them where it can be, so that each can be gathered and reduced before the others.
     None for a scalar, or one whose every dim is of size 1.
     """
     parts = mesh.extent(axis)
@@ -265,6 +309,10 @@ def storage_split(
             options.append(Split(position, inner.outer * inner.extent, minor))
     if not options:
         return None
+    if later > 1 and parts > 1:
+        for split in options:
+            if split.extent % (parts * later) == 0:
+                return replace(split, extent=parts)
     even = [split for split in options if split.extent % parts == 0]
     return even[0] if even else max(options, key=lambda split: split.extent)
 

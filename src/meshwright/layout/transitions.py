@@ -35,9 +35,11 @@ def transition(source: Layout, target: Layout) -> tuple[Step, ...]:
     Local cuts come first since they shrink what later steps move; then pending
     reductions, each straight into the cut that the target wants, and whole ones
     of what those leave; then moves of
-    a cut from one place to another; gathers come last. A step that others stand
-    in the way of waits for them: axes that cut the same part of a dim nest, so
-    the innermost is gathered first and the outermost cut first.
+    a cut from one place to another; gathers come last. Inner axes, whose links are
+    the faster ones, are reduced first and gathered last, so that outer ones see
+    parts. A step that others stand in the way of waits for them: axes that cut the
+    same part of a dim nest, so the innermost is gathered first and the outermost
+    cut first.
     """
     for axis, _ in target.partial:
         if source.reduction(axis) is None:
@@ -58,10 +60,12 @@ def _next(now: Layout, target: Layout) -> Step | None:
         free = now.split(axis) is None and now.reduction(axis) is None
         if free and _placeable(now, target, axis, split):
             return Step("shard", axis, now.with_shard(axis, split), cut=split)
-    # Of one kind, those that leave a part come first: the others then reduce that part alone.
+    # Of one kind, those that leave a part come first, over inner axes before outer ones: the
+    # others then reduce that part alone.
     pending = [item for item in now.partial if target.reduction(item[0]) is None]
     if len({reduce for _, reduce in now.partial}) == 1:
-        pending.sort(key=lambda item: target.split(item[0]) is None)
+        parts = [item for item in reversed(pending) if target.split(item[0]) is not None]
+        pending = [*parts, *(item for item in pending if target.split(item[0]) is None)]
     for axis, reduce in pending:
         wanted = target.split(axis)
         if wanted is None:
@@ -80,6 +84,8 @@ def _next(now: Layout, target: Layout) -> Step | None:
             after = now.with_shard(axis, wanted)
             return Step("all_to_all", axis, after, gather=split, cut=wanted)
     # Where only moves are left that wait for each other, one of them is taken apart.
+    # Else the outermost comes first, while little is left to gather.
+    gatherable.reverse()
     for axis, split in sorted(gatherable, key=lambda item: target.split(item[0]) is not None):
         return Step("all_gather", axis, now.without(axis), gather=split)
     return None

@@ -10,7 +10,7 @@ from meshwright.layout.cuts import compatible
 from meshwright.layout.types import Layout, Split
 from meshwright.lower.special_table import CONTIGUOUS
 from meshwright.program.types import Op, Value
-from meshwright.rules.types import FactorCut, OpRule
+from meshwright.rules.types import Dims, FactorCut, OpRule
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ def choose(
     values: Mapping[str, Value],
     ties: Ties = FREE,
     settled: Collection[str] = (),
+    kept: Sequence[Collection[Layout]] = (),
 ) -> dict[str, FactorCut]:
     """The cut of each axis of the mesh; an axis that is not a key computes replicas.
 
-    `layouts` are the current ones of the `operands`; `settled` are axes over which a
-    pending sum of one of them has been reduced for another op already. An op that an
-    earlier decision holds is cut as that says. Else what the groups want of the results
-    counts, and how the operands already lie: of both, the cut that moves fewest bytes
-    wins; where nothing is wanted of the results, the one that leaves most bytes where
-    they are.
+    `layouts` are the current ones of the `operands`, `kept` others that they were brought
+    into for ops before; `settled` are axes over which a pending sum of one of them has been
+    reduced for another op already. An op that an earlier decision holds is cut as that says.
+    Else what the groups want of the results counts, and how the operands already lie: of
+    both, the cut that moves fewest bytes wins, of equals the one that leaves most where
+    they are; so does that where nothing is wanted of the results.
     """
     chosen: dict[str, FactorCut] = {}
     for axis in assignment.mesh.names:
@@ -75,19 +76,18 @@ def choose(
                 if cut is not None and allowed(rule, cut, parts, chosen):
                     candidates.setdefault(cut, 0)
         asked = bool(candidates)
-        for name, dims, layout in zip(operands, rule.operands, layouts, strict=True):
-            split = layout.split(axis) or (None if asked else wanted.get(name))
-            if split is None:
-                continue
-            cut = rule.to_factor(dims, split, parts)
-            if cut is not None and allowed(rule, cut, parts, chosen):
-                here = values[name].nbytes if layout.split(axis) else 0
-                candidates[cut] = candidates.get(cut, 0) + here
+        lying = _lying(axis, layouts, kept)
+        for name, dims, splits in zip(operands, rule.operands, lying, strict=True):
+            asks = () if splits or asked or name not in wanted else (wanted[name],)
+            for split in (*splits, *asks):
+                cut = rule.to_factor(dims, split, parts)
+                if cut is not None and allowed(rule, cut, parts, chosen):
+                    here = values[name].nbytes if splits else 0
+                    candidates[cut] = candidates.get(cut, 0) + here
         candidates = {cut: here for cut, here in candidates.items() if cut.factor not in closed}
         if asked and len(candidates) > 1:
-            moved = _Moves(op, rule, axis, wanted, operands, layouts, values, parts)
-            # Beside other decisions a value on its way between ops that those hold stays as it is.
-            chosen[axis] = min(candidates, key=lambda c: (moved(c), -candidates[c] if holds else 0))
+            moved = _Moves(op, rule, axis, assignment, operands, layouts, lying, values, chosen)
+            chosen[axis] = min(candidates, key=lambda cut: (moved(cut), -candidates[cut]))
         elif candidates:
             chosen[axis] = max(candidates, key=lambda cut: candidates[cut])
     return chosen
@@ -103,6 +103,19 @@ def _sums(rule: OpRule, axis: str, layouts: Sequence[Layout]) -> bool:
     )
 
 
+def _lying(
+    axis: str, layouts: Sequence[Layout], kept: Sequence[Collection[Layout]]
+) -> list[tuple[Split, ...]]:
+    """How each operand is to be had cut over the axis without moving it, its own cut first."""
+    found = []
+    for position, layout in enumerate(layouts):
+        splits = dict.fromkeys((layout.split(axis),))
+        if kept:
+            splits.update(dict.fromkeys(other.split(axis) for other in kept[position]))
+        found.append(tuple(split for split in splits if split is not None))
+    return found
+
+
 def _alike(one: Split, other: Split | None, parts: int) -> bool:
     """Whether two splits divide a tensor at the same places."""
     if other is None or one == other:
@@ -113,35 +126,50 @@ def _alike(one: Split, other: Split | None, parts: int) -> bool:
 
 @dataclass(frozen=True)
 class _Moves:
-    """Bytes of whole tensors that a cut of an op moves: its operands before, its results after."""
+    """Bytes that a cut of an op moves, of what the axes before leave of each tensor: its
+    operands before, its results after."""
 
     op: Op
     rule: OpRule
     axis: str
-    wanted: Mapping[str, Split]
+    assignment: Assignment
     operands: Sequence[str]
     layouts: Sequence[Layout]
+    lying: Sequence[Collection[Split]]
     values: Mapping[str, Value]
-    parts: int
+    chosen: Mapping[str, FactorCut]
 
     def __call__(self, cut: FactorCut) -> float:
         moved = 0.0
-        for name, dims, layout in zip(self.operands, self.rule.operands, self.layouts, strict=True):
-            here, needed = layout.split(self.axis), self.rule.to_split(dims, cut)
+        wanted, parts = self.assignment.wanted[self.axis], self.assignment.mesh.extent(self.axis)
+        for position, dims in enumerate(self.rule.operands):
+            layout, needed = self.layouts[position], self.rule.to_split(dims, cut)
+            here = layout.split(self.axis)
+            nbytes = self._left(self.values[self.operands[position]].nbytes, dims)
             if layout.reduction(self.axis):
-                moved += self.values[name].nbytes * (1 if needed else 2)
-            elif here is not None and not _alike(here, needed, self.parts):
-                moved += self.values[name].nbytes / (self.parts if needed else 1)
+                moved += nbytes * (1 if needed else 2)
+            elif here is not None and not any(
+                _alike(lies, needed, parts) for lies in self.lying[position]
+            ):
+                moved += nbytes / (parts if needed else 1)
         for position, result in enumerate(self.op.results):
             made = self.rule.results[position]
             if result is None or made is None:
                 continue
-            asked, given = self.wanted.get(result), self.rule.to_split(made, cut)
+            nbytes = self._left(self.values[result].nbytes, made)
+            asked, given = wanted.get(result), self.rule.to_split(made, cut)
             if self.rule.reduces(position, cut.factor):
-                moved += self.values[result].nbytes * (1 if asked else 2)
-            elif asked and given and not _alike(given, asked, self.parts):
-                moved += self.values[result].nbytes / self.parts
+                moved += nbytes * (1 if asked else 2)
+            elif asked and given and not _alike(given, asked, parts):
+                moved += nbytes / parts
         return moved
+
+    def _left(self, nbytes: float, dims: Dims) -> float:
+        """What the cuts over the axes before leave of an operand or a result."""
+        for axis, cut in self.chosen.items():
+            if self.rule.to_split(dims, cut) is not None:
+                nbytes = nbytes / self.assignment.mesh.extent(axis)
+        return nbytes
 
 
 def allowed(

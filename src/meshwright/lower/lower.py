@@ -260,7 +260,8 @@ class Lowering:
         ties = self.ragged.ties(op)
         settled = self.b.settled(operands)
         values = self.program.values
-        chosen = choose(op, rule, self.assignment, names, layouts, values, ties, settled)
+        kept_as = [self.b.converted.get(name, {}).keys() for name in operands]
+        chosen = choose(op, rule, self.assignment, names, layouts, values, ties, settled, kept_as)
         chosen = self.ragged.unreduced(rule, layouts, chosen)
         self.ragged.terms(op, rule, names, operands, chosen)
         layouts = [self.b.whole[name].layout for name in operands]

@@ -49,6 +49,8 @@ class Decision(Record):
     values from other devices; None gathers them.
     fixed: what was asked for of `value` itself, before all groups: `cut`, that it lies so;
     `whole`, that it is not cut over the axis, and dim says nothing.
+    alone: cut a parameter, its gradient and the ops that use it or make its gradient, and no
+    other member of the group.
     """
 
     axis: str
@@ -60,6 +62,7 @@ class Decision(Record):
     beside: bool = False
     attention: Literal["gather", "ring"] | None = None
     fixed: Literal["cut", "whole"] | None = None
+    alone: bool = False
     why: str = ""
 
 

@@ -3,7 +3,8 @@
 Experts are found by what they do, never by name, and come in two forms.
 
 Stacked: a parameter has a dim of experts, which matrix products run over as a batch, and
-routing leads to it. That dim is cut.
+routing leads to it. That dim is cut. Where the batch can be cut over the axis, stacks are
+cut alone, so that routing stays with the batch and only what experts take and give travels.
 
 Looped: sets of parameters alike in shape, each used on the rows that a mask of its own
 selects. Each set goes to one device, round: its hidden dims are cut so that one part is
@@ -26,6 +27,7 @@ from meshwright.layout.groups import Analysis, Group
 from meshwright.layout.types import Split
 from meshwright.plan.types import Decision
 from meshwright.program.types import Input, Op
+from meshwright.rules.types import OpRule
 
 AXIS = "expert"
 
@@ -45,15 +47,24 @@ class Expert:
 
 def decisions(analysis: Analysis, parts: int) -> list[Decision]:
     """Raises StrategyError where the model has no experts, or fewer than `parts` of them."""
-    made = [*_stacked(analysis, parts), *_looped(analysis, parts)]
-    if not made:
+    batch = _batch(analysis, parts)
+    stacked = _stacked(analysis, parts)
+    looped = _looped(analysis, parts)
+    if not stacked and not looped:
         raise StrategyError(
             f"This model has no experts to divide over an expert axis of {parts} devices: no "
             "parameter stacks them along a dim that routing leads to, and no sets of parameters "
             f"alike (at least {parts}) work on rows that masks of their own select.",
             "Use another strategy, such as data, zero=3 or tensor.",
         )
-    return [*made, *_batch(analysis, parts)]
+    if not batch or any(not _parameters(analysis, item) for item in stacked):
+        return [*stacked, *looped, *batch]
+    alone = [
+        item.model_copy(update={"value": path, "dim": dim, "alone": True})
+        for item in stacked
+        for path, dim in _parameters(analysis, item)
+    ]
+    return [*batch, *alone, *looped]
 
 
 def _batch(analysis: Analysis, parts: int) -> list[Decision]:
@@ -103,6 +114,38 @@ def _stacked(analysis: Analysis, parts: int) -> list[Decision]:
     return found
 
 
+def _parameters(analysis: Analysis, stack: Decision) -> list[tuple[str, int]]:
+    """Parameters of a stack's experts with their dims, without the router's.
+
+    Empty where products are grouped by lists of rows: those lists are cut with the experts.
+    """
+    by_path = {item.path: item for item in analysis.program.inputs_of("parameter")}
+    first = by_path[stack.value]
+    size = analysis.program.values[first.value].shape[stack.dim]
+    group = analysis.group(first.value, Split(stack.dim, 1, size))
+    found = []
+    for path, item in by_path.items():
+        split = group.members.get(item.value)
+        if split is None or len(analysis.program.values[item.value].shape) < 2:
+            continue
+        batched = []
+        for op in _uses(analysis, item):
+            cut = group.cuts.get(op.name)
+            if op.target.startswith("aten._grouped_mm"):
+                return []
+            if cut is not None and op_flops(op, analysis.program.values):
+                batched.append(_runs_over(analysis.rules[op.name], cut.factor))
+        if all(batched):
+            found.append((path, split.dim))
+    return found
+
+
+def _runs_over(rule: OpRule, factor: int) -> bool:
+    """Whether a factor is a batch dim of a product: of both operands and of what it gives."""
+    results = [dims for dims in rule.results if dims is not None]
+    return all(any(factor in dim for dim in dims) for dims in (*rule.operands[:2], *results))
+
+
 def _share(size: int, parts: int) -> str:
     return str(size // parts) if size % parts == 0 else f"up to {-(-size // parts)}"
 
@@ -117,14 +160,9 @@ def _is_stack(analysis: Analysis, item: Input, group: Group) -> bool:
         cut = group.cuts.get(op.name)
         if cut is None or not op_flops(op, analysis.program.values):
             continue
-        rule = analysis.rules[op.name]
-        results = [dims for dims in rule.results if dims is not None]
-        everywhere = all(
-            any(cut.factor in dim for dim in dims) for dims in (*rule.operands[:2], *results)
-        )
         if op.target.startswith("aten._grouped_mm"):
             return True
-        batched |= everywhere
+        batched |= _runs_over(analysis.rules[op.name], cut.factor)
     if not batched:
         return False
     names = (analysis.by_name[name].target for name in (*group.cuts, *group.ends))
