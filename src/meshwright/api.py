@@ -17,6 +17,7 @@ from meshwright.cluster.mesh import Mesh
 from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.types import Cluster, Profile
 from meshwright.cost.breakdown import Spent, breakdown
+from meshwright.cost.table import table_for
 from meshwright.errors import MeshwrightError, PlanError, UsageError
 from meshwright.layout.assignment import assign
 from meshwright.layout.lowered import LoweredProgram
@@ -61,7 +62,7 @@ def predict_again(
     return plan.model_copy(
         update={
             "predicted": predict(result, program, plan.microbatches, cluster),
-            "origins": origins(lowered, plan.microbatches),
+            "origins": origins(lowered, plan.microbatches, table_for(cluster).collective),
             "remarks": remarks(model.microbatch(plan.microbatches)[1], lowered),
         }
     )

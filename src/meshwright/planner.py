@@ -15,6 +15,7 @@ from meshwright.cluster.variants import with_hosts, with_larger_devices
 from meshwright.cost.flops import op_flops
 from meshwright.cost.interval import step_interval
 from meshwright.cost.memory import optimizer_cost
+from meshwright.cost.table import table_for
 from meshwright.errors import MeshwrightError, NoPlanFits, UsageError
 from meshwright.layout.assignment import assign
 from meshwright.layout.groups import Analysis
@@ -197,10 +198,10 @@ def plan(
         pipeline=made.pipeline,
         recompute=best.recompute,
         predicted=made.prediction,
-        origins=origins(lowered, best.microbatches),
+        origins=origins(lowered, best.microbatches, table_for(where).collective),
         remarks=remarks(analysis, lowered),
         why=found.why,
-        choices=found.choices,
+        choices=tuple(item for item in found.choices if not obeyed.decided(item.subject)),
         lower_bound_s=found.lower_bound_s,
         gap=_gap(made.prediction, found.lower_bound_s),
         stopped=found.stopped,

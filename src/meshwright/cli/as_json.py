@@ -40,6 +40,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for other in plan.alternatives
         ],
         "gap": plan.gap,
+        "lower_bound_s": plan.lower_bound_s,
+        "stopped": plan.stopped,
+        "evaluated": plan.evaluated,
+        "seed": plan.seed,
+        "constraints": list(plan.constraints),
+        "choices": [item.model_dump() for item in plan.choices],
     }  # fmt: skip
 
 

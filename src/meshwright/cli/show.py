@@ -94,6 +94,11 @@ def plan_view(plan: Plan) -> RenderableType:
         rows.append(("throughput", f"{predicted.tokens_per_s:,.0f} tokens/s"))
     if predicted.mfu is not None:
         rows.append(("model FLOPs", f"{predicted.mfu:.1%} of the devices' peak"))
+    if plan.gap is not None and plan.lower_bound_s is not None:
+        rows.append(("no plan is below", f"{seconds(plan.lower_bound_s)}; this is "
+                     f"{plan.gap:.0%} above"))  # fmt: skip
+    if plan.constraints:
+        rows.append(("asked for", "; ".join(plan.constraints)))
     rows.append(
         (
             "planned in",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.layout.merge import merge
@@ -10,12 +12,18 @@ from meshwright.plan.types import CollectiveOrigin
 _GATHERED = "all_gather"  # the collective whose payload is its result
 
 
-def origins(lowered: LoweredProgram, microbatches: int) -> tuple[CollectiveOrigin, ...]:
+def origins(
+    lowered: LoweredProgram,
+    microbatches: int,
+    seconds_of: Callable[[str, int, int, int], float] | None = None,
+) -> tuple[CollectiveOrigin, ...]:
     """Collectives by part of the step and module, modules alike but for a number together.
 
-    Counts and bytes are per device and step, those of forward and backward over
+    Counts, bytes and seconds are per device and step, those of forward and backward over
     all microbatches; together they are the plan's collectives.
+    seconds_of: what one takes, by kind, extent and stride of the axis, and bytes.
     """
+    mesh = lowered.mesh
     lowered = merge(lowered)
     parts = (
         ("gather", lowered.gather, 1),
@@ -24,7 +32,7 @@ def origins(lowered: LoweredProgram, microbatches: int) -> tuple[CollectiveOrigi
         ("reduce", lowered.reduce, 1),
         ("clip", lowered.clip, 1),
     )
-    found: dict[tuple[str, str, str, str], tuple[int, int]] = {}
+    found: dict[tuple[str, str, str, str], tuple[int, int, float]] = {}
     for part, section, times in parts:
         for op in section.ops:
             kind = op.target.removeprefix("mesh.")
@@ -39,12 +47,18 @@ def origins(lowered: LoweredProgram, microbatches: int) -> tuple[CollectiveOrigi
                 else sum(values[name].nbytes for name in payload if name)
             )
             key = (part, kind, str(axis), _stem(op.source.module))
-            count, nbytes = found.get(key, (0, 0))
-            found[key] = (count + times, nbytes + times * moved)
+            count, nbytes, spent = found.get(key, (0, 0, 0.0))
+            if seconds_of is not None:
+                one = seconds_of(kind, mesh.extent(key[2]), mesh.stride(key[2]), moved)
+                spent += times * one
+            found[key] = (count + times, nbytes + times * moved, spent)
     return tuple(
-        CollectiveOrigin(part=part, kind=kind, axis=axis, module=module, count=count, bytes=nbytes)
-        for (part, kind, axis, module), (count, nbytes) in found.items()
-    )
+        CollectiveOrigin(
+            part=part, kind=kind, axis=axis, module=module, count=count, bytes=nbytes,
+            seconds=spent if seconds_of is not None else None,
+        )
+        for (part, kind, axis, module), (count, nbytes, spent) in found.items()
+    )  # fmt: skip
 
 
 def _stem(module: str) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meshwright.plan.explain import cut_text
+from meshwright.plan.explain import choice_text, cut_text
 from meshwright.plan.text import nbytes
-from meshwright.plan.types import Plan
+from meshwright.plan.types import Choice, Plan
 
 # What says how long planning took or who made it, not what the plan is.
-_PASSING = frozenset({"capture_s", "search_s", "lower_s", "meshwright_version", "alternatives"})
+_PASSING = frozenset({
+    "capture_s", "search_s", "lower_s", "meshwright_version", "alternatives", "evaluated",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,37 @@ def _fields(plan: Plan) -> dict[str, Any]:
         }
         for item in content["predicted"].pop("collectives")
     }
+    origins = {
+        f"origins.{item['part']}.{item['kind']}.{item['axis']}.{item['module'] or 'top module'}": {
+            "count": item["count"],
+            "bytes": item["bytes"],
+        }
+        for item in content.pop("origins")
+    }
+    merged = {
+        f"predicted.before_merging.{item['kind']}.{item['axis']}": {
+            "count": item["count"],
+            "bytes": item["bytes"],
+        }
+        for item in content["predicted"].pop("before_merging")
+    }
+    choices = {
+        f"choices.{item['subject']}": {
+            key: value for key, value in item.items() if key not in ("subject", "why")
+        }
+        for item in content.pop("choices")
+    }
+    constraints = {f"constraints.{text}": "asked for" for text in content.pop("constraints")}
     flat: dict[str, Any] = {}
     for name, value in content.items():
         _flatten(name, value, flat)
-    return {**flat, **decisions, **collectives}
+    return {**flat, **constraints, **decisions, **collectives, **merged, **origins, **choices}
+
+
+def _choice(value: dict[str, Any]) -> str:
+    """`cut, next best whole (+1.2 ms)`."""
+    item = Choice(subject="", **value)
+    return f"{item.chosen}, next best {item.second or '-'} ({choice_text(item)})"
 
 
 def _flatten(name: str, value: Any, into: dict[str, Any]) -> None:
@@ -94,6 +123,10 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, dict):
+        if value.get("fixed") == "whole":
+            return "stays whole"
+        if "second" in value:
+            return _choice(value)
         if "dim" in value:
             return cut_text(value["dim"], value["outer"], value["extent"], value.get("owner"))
         return f"{value['count']} of {nbytes(value['bytes'])}"

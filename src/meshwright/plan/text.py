@@ -41,6 +41,8 @@ def format_plan(plan: Plan) -> str:
     lines += _decisions(plan)
     lines += ["", "  Parameters"]
     lines += _residencies(plan.parameters)
+    if plan.constraints:
+        lines += ["", "  Asked for", *(f"    {text}" for text in plan.constraints)]
     if plan.remarks:
         lines += ["", "  Of note", *(f"    {line}" for line in plan.remarks)]
     if plan.alternatives:
@@ -81,16 +83,18 @@ def _origins(plan: Plan, most: int = 16) -> list[str]:
 
 def _decisions(plan: Plan) -> list[str]:
     """Decisions that differ only in a layer's number are shown as one."""
-    merged: dict[tuple[str, str, int, int, int | None], int] = {}
+    merged: dict[tuple[str, str, int, int, int | None, str | None], int] = {}
     for decision in plan.decisions:
         stem = ".".join("*" if part.isdecimal() else part for part in decision.value.split("."))
-        key = (decision.axis, stem, decision.dim, decision.outer, decision.extent)
+        key = (
+            decision.axis, stem, decision.dim, decision.outer, decision.extent, decision.fixed
+        )  # fmt: skip
         merged[key] = merged.get(key, 0) + 1
     if not merged:
         return ["    nothing"]
     rows = []
-    for (axis, stem, dim, outer, extent), count in merged.items():
-        view = f"dim {dim}"
+    for (axis, stem, dim, outer, extent, fixed), count in merged.items():
+        view = "stays whole" if fixed == "whole" else f"dim {dim}"
         if outer > 1 or extent is not None:
             view += f" as [{outer}, {extent or 'all'}, …]"
         rows.append((axis, stem, view, f"{count} times" if count > 1 else ""))

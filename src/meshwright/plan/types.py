@@ -111,11 +111,13 @@ class Collective(Record):
 class CollectiveOrigin(Collective):
     """Collectives of one part of the step that one module (or block, numbers as *) needs.
 
-    `part` is `gather` or `reduce` or `clip` (once a step), `forward` or `backward`.
+    `part` is `gather` or `reduce` or `clip` (once a step), `forward` or `backward`. `seconds`
+    is what they take alone, hidden behind compute or not; None in plans that don't say it.
     """
 
     part: str
     module: str
+    seconds: Annotated[float, Field(ge=0)] | None = None
 
 
 class Pipeline(Record):

@@ -162,6 +162,21 @@ class Constraints:
                     found.append(f"'{item.text}' forbids what {' and '.join(against)} asks for")
         return found
 
+    def decided(self, subject: str) -> bool:
+        """Whether the user, not the search, decided what a `Choice` is about."""
+        words = subject.split()
+        if subject == "mesh":
+            return bool(self.mesh)
+        if subject.startswith("cut of "):
+            return any(matches(item.pattern, word) for item in self.layouts for word in words) or (
+                any(
+                    in_module(i.pattern, w) for i in self.pins if i.how == REPLICATED for w in words
+                )
+            )
+        return subject.startswith("residency of ") and any(
+            in_module(item.pattern, word) for item in self.pins for word in words
+        )
+
     def ordered(self, mesh: Mesh) -> Mesh:
         """`mesh` with its axes in the order in which the user wrote them."""
         if not self.mesh:
