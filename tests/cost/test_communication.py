@@ -212,6 +212,18 @@ def test_small_messages_take_a_protocol_of_low_latency() -> None:
     assert collective_seconds("all_gather", 8, 1, 8, c, one) < 7 * 34e-6
 
 
+def test_broadcasts_of_accelerators_go_round_a_ring() -> None:
+    """NCCL has no other way for them: the time grows with the number of devices."""
+    few, many = (
+        collective_seconds("broadcast", 8 * hosts, 1, 1 << 20, parse_cluster(f"{hosts}x8:a100-80g"))
+        for hosts in (16, 128)
+    )
+    assert 4 < many / few < 8
+    big = collective_seconds("broadcast", 8, 1, GIB, parse_cluster("1x8:a100-80g"))
+    whole = collective_seconds("all_gather", 8, 1, GIB, parse_cluster("1x8:a100-80g"))
+    assert big == pytest.approx(whole * 8 / 7, rel=0.01)
+
+
 def test_all_to_all_sends_out_what_goes_to_other_hosts() -> None:
     c = parse_cluster("4x8:h100-sxm")
     line = 50e9 * default_constants().link_efficiency_across

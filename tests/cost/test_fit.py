@@ -25,9 +25,16 @@ ADAM = (8e-5, 1e-9, 4e-10)
 SIZES = (1e3, 1e5, 9e5, 2e6, 6e6, 3e7)
 PRODUCTS = [
     (1.0, float(m * k * n), float(m * k), float(k * n), float(m * n))
-    for m, k, n in ((8, 8, 8), (64, 512, 32), (512, 64, 512), (4, 1024, 64), (256, 256, 16),
-                    (1024, 128, 512), (32, 32, 1024))
-]  # fmt: skip
+    for m, k, n in (
+        (8, 8, 8),
+        (64, 512, 32),
+        (512, 64, 512),
+        (4, 1024, 64),
+        (256, 256, 16),
+        (1024, 128, 512),
+        (32, 32, 1024),
+    )
+] + [(16.0, 16e4, 16e3, 16e3, 16e2)]  # in batches, which tells products from calls
 
 
 def measured(passes: tuple[float, ...] = (1.0, 1.0, 1.0), contention: float = 2.0) -> Measured:

@@ -32,7 +32,7 @@ def _measured() -> Profile:
         (4, 0.0, 0.0),
         (4, 5e-4, 1e-3),  # below what was measured: in proportion
         (4, 1e-3, 2e-3),
-        (4, 1e-1, 8e-3),  # it levels off
+        (4, 1e-1, 8e-2),  # and above
         (2, 1e-3, 1e-3),
         (3, 1e-3, 2e-3),  # of two counts as near, the larger one
         (1, 1e-3, 0.0),

@@ -67,7 +67,7 @@ def fit_profile(results: Sequence[Measured], *, name: str, source: str, memory_b
         optimizers=_optimizers(results, cache_bytes),
         step_s=_combined([[step for step, _ in item.steps] for item in results] or [[0.0]]),
         microbatch_s=_combined([[more for _, more in item.steps] for item in results]),
-        waits=_waits(results[0]),
+        waits=_waits(results[0], _combined([item.contention for item in results])),
         noise=_noise(results),
     )
     residuals = tuple(
@@ -181,20 +181,16 @@ def _curves(results: Sequence[Measured]) -> tuple[CollectiveCurve, ...]:
     return tuple(curves)
 
 
-def _waits(result: Measured) -> tuple[Waits, ...]:
+def _waits(result: Measured, contention: float) -> tuple[Waits, ...]:
     """All processes agree on these, so one's are everyone's."""
-    return tuple(
-        Waits(
-            participants=count,
-            points=rising(
-                {
-                    median(work_s for work_s, _ in pairs): median(late_s for _, late_s in pairs)
-                    for pairs in table.values()
-                }
-            ),
-        )
-        for count, table in result.waits.items()
-    )
+    found = []
+    for count, table in result.waits.items():
+        late: dict[float, float] = {}
+        for pairs in table.values():
+            work_s = contention * median(work_s for work_s, _ in pairs)
+            late[work_s] = max(median(taken_s for _, taken_s in pairs) - work_s, 1e-6)
+        found.append(Waits(participants=count, points=rising(late)))
+    return tuple(found)
 
 
 def _links(results: Sequence[Measured]) -> tuple[Link, ...]:

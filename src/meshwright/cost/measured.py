@@ -28,8 +28,9 @@ class Measured(BaseModel):
     then by bytes of a parameter, of the step of one such parameter.
     collectives: by `kind:participants`, then by payload bytes.
     across: the same for devices of different hosts.
-    waits: by participants, then by processor time of the work between two collectives:
-    by the clock, that work's seconds and those that a collective takes longer after it.
+    waits: by participants, then by wanted processor time of the work between two
+    collectives: that of the work that was done, and by the clock, what work and collective
+    take longer than the collective alone.
     steps: of a step without ops, and of one more microbatch of it.
     tiers: read and write of so many bytes, by the tier's name.
     """

@@ -17,7 +17,7 @@ views         a launch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 from typing import NamedTuple
 
@@ -72,9 +72,47 @@ def work_of(op: Op, values: Mapping[str, Value], nbytes: int, renames: bool) -> 
         return Work(direction, direction, _attention(op, values, backward), dtype)
     if family == "view":  # one that has to copy
         return Work("copy_of_view", "copy", (float(nbytes),), dtype)
+    name += _variant(op, values, name, family)
     if name in _COPIES and any(values[item].is_view for item in op.operands()):
         name = "copy_of_view"
     return Work(name, direction, (float(nbytes),), dtype)
+
+
+def _variant(op: Op, values: Mapping[str, Value], name: str, family: str) -> str:
+    """What of an op's arguments, beside sizes, makes PyTorch run another kernel on a CPU.
+
+    Reductions go by rows, by columns or by both; ops that repeat an operand along a dim
+    go by short runs; norms without weights are not vectorised.
+    """
+    operands = [values[item] for item in op.operands()]
+    if any(item == "tanh" for _, item in op.kwargs):
+        return " tanh"
+    if family.startswith("normalisation") and None in op.args[1:]:
+        return " plain"
+    if family == "reduction" and operands and len(op.args) > 1:
+        dims, rank = op.args[1], len(operands[0].shape)
+        given = dims if isinstance(dims, tuple) else (dims,)
+        reduced = {item % rank for item in given if isinstance(item, int) and rank}
+        kept = [operands[0].shape[at] for at in range(rank) if at not in reduced]
+        if not reduced or prod(kept) == 1:
+            return ""
+        if rank - 1 not in reduced:
+            return " columns"
+        return " rows" if min(reduced) == rank - len(reduced) else " planes"
+    made = next((values[item] for item in op.results if item is not None), None)
+    if made is not None and family in ("pointwise", "transcendental") and len(operands) > 1:
+        smaller = [item for item in operands if 1 < item.numel < made.numel]
+        if any(not _is_tail(item.shape, made.shape) for item in smaller):
+            return " repeated"
+    return ""
+
+
+def _is_tail(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether an operand repeats along the outermost dims alone, as a bias does."""
+    plain = [*shape]
+    while plain and plain[0] == 1:
+        plain = plain[1:]
+    return not plain or [*whole[len(whole) - len(plain) :]] == plain
 
 
 def terms(work: Work, cache_bytes: float) -> tuple[float, ...]:

@@ -1,9 +1,9 @@
 """Waiting at collectives for processes that share cores.
 
 Processes that share a machine's cores work side by side only on average: which
-of them the scheduler lets run decides who comes last. How much later that is
-grows with what was computed since they last met, and levels off. Calibration
-measures it (`Fitted.waits`); devices of their own have none.
+of them the scheduler lets run, and which core has other work, decides who comes
+last. How much later that is grows with what was computed since they last met.
+Calibration measures it (`Fitted.waits`); devices of their own have none.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ def _of(profile: Profile, extent: int, worked_s: float) -> float:
     if not waits:
         return 0.0
     curve = min(waits, key=lambda item: (abs(item.participants - extent), -item.participants))
-    shortest, longest = curve.points[0], curve.points[-1]
-    if worked_s >= longest.x:
-        return longest.seconds
+    shortest = curve.points[0]
     if worked_s <= shortest.x:
         return shortest.seconds * worked_s / shortest.x
     return interpolate(curve.points, worked_s)

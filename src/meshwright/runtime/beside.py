@@ -129,7 +129,7 @@ class SideStream:
     """The backend orders its own collectives as they are issued."""
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def start(
         self, axis: str, work: Work, needs: Sequence[Pending], tensors: Sequence[Tensor]

@@ -61,9 +61,7 @@ class Executable:
             self._emit(name, made.section, made.values)
         return name
 
-    def _emit(
-        self, name: str, section: Section, values: Mapping[str, Value] | None = None
-    ) -> None:
+    def _emit(self, name: str, section: Section, values: Mapping[str, Value] | None = None) -> None:
         self._sections[name] = section
         self._values[name] = values or self.lowered.values
         self._runs[name], self.text[name] = emit(

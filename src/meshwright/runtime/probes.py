@@ -17,6 +17,7 @@ from meshwright.cost.compute import op_work
 from meshwright.cost.terms import Work
 from meshwright.program.types import Argument, Op, Ref, Symbol, Value
 from meshwright.runtime.local_attention import attention, attention_backward
+from meshwright.runtime.local_ops import batch_norm_apply
 
 _ELEMENTS = (1 << 8, 1 << 13, 1 << 17, 1 << 20)
 _ROWS = ((8, 32), (64, 128), (512, 256), (1024, 1024))
@@ -24,11 +25,12 @@ _ROWS = ((8, 32), (64, 128), (512, 256), (1024, 1024))
 
 @dataclass(frozen=True)
 class Probe:
-    """name: for a reader. work: what the fit sees. prepare: makes the operands, gives the call."""
+    """name: for a reader. work: what the fit sees. operands: what `call` reads."""
 
     name: str
     work: Work
     call: Callable[[], object]
+    operands: tuple[Tensor, ...] = ()
 
 
 class _Maker:
@@ -90,7 +92,10 @@ class _Maker:
             "x".join(map(str, item.shape)) for item in args if isinstance(item, Tensor)
         )
         name = target.removeprefix("aten.").partition(".")[0] if target[:4] == "aten" else target
-        return Probe(f"{name} {sizes}", op_work(op, values), lambda: function(*args, **kwargs))
+        flat = [part for item in args for part in (item if isinstance(item, list) else [item])]
+        operands = tuple(item for item in flat if isinstance(item, Tensor))
+        work = op_work(op, values)
+        return Probe(f"{name} {sizes}", work, lambda: function(*args, **kwargs), operands)
 
 
 def op_probes(device: str = "cpu") -> Iterator[Probe]:
@@ -230,6 +235,8 @@ def _elements(make: _Maker) -> Iterator[Probe]:
         yield make.probe("pow.Tensor_Scalar", positive, 3.0)
         yield make.probe("clamp", x, -1.0, 1.0)
         yield make.probe("threshold_backward", x, y, 0.0)
+        yield make.probe("gelu", x, approximate="tanh")
+        yield make.probe("gelu_backward", x, y, approximate="tanh")
         yield make.probe("where.self", mask, x, y)
         yield make.probe("masked_fill.Scalar", x, mask, 0.0)
         yield make.probe("full_like", x, 1.0)
@@ -252,6 +259,12 @@ def _rows(make: _Maker) -> Iterator[Probe]:
         yield make.probe("clone", heads, memory_format=torch.contiguous_format)
         yield make.probe("add.Tensor", x, weight)
         yield make.probe("mul.Tensor", x, x[:, :1])
+        planes = x.view(4, rows // 8, 2, width)
+        for function in ("add.Tensor", "mul.Tensor", "sub.Tensor"):
+            yield make.probe(function, planes, planes[:, :, :1])
+            yield make.probe(function, planes, planes[:1, :, :1, :1])
+        for dims in ([0], [1], [0, 2, 3], [2, 3], [0, 1]):
+            yield make.probe("sum.dim_IntList", planes, dims, True)
         yield make.probe("constant_pad_nd", x, [1, 1])
         yield make.probe("slice_backward", g, [rows, 2 * width], 1, 0, width, 1)
         for dim in (0, 1):
@@ -269,10 +282,12 @@ def _rows(make: _Maker) -> Iterator[Probe]:
             yield make.probe(kind, x, 1, False)
             yield make.probe(f"{kind}_backward_data", g, y, 1, torch.float32)
         _, mean, scale = torch.ops.aten.native_layer_norm(x, [width], weight, weight, 1e-5)
-        yield make.probe("native_layer_norm", x, [width], weight, weight, 1e-5)
-        yield make.probe(
-            "native_layer_norm_backward", g, x, [width], mean, scale, weight, weight, [True] * 3
-        )
+        for affine in (weight, None):
+            yield make.probe("native_layer_norm", x, [width], affine, affine, 1e-5)
+            yield make.probe(
+                "native_layer_norm_backward", g, x, [width], mean, scale, affine, affine,
+                [True, affine is not None, affine is not None],
+            )  # fmt: skip
         losses = torch.ops.aten._log_softmax(x, 1, False)
         loss, total = torch.ops.aten.nll_loss_forward(losses, classes, None, 1, -100)
         yield make.probe("nll_loss_forward", losses, classes, None, 1, -100)
@@ -310,6 +325,9 @@ def _pictures(make: _Maker) -> Iterator[Probe]:
             "native_batch_norm_backward", x, x, weight, zero, weight, mean, scale, True, 1e-5,
             [True] * 3,
         )  # fmt: skip
+        yield make.probe_of(
+            "mesh.batch_norm_apply", batch_norm_apply, x, weight, zero, zero, weight, 1e-5
+        )
         sizes = (batch, channels, side * side, 4)
         _, mean, scale = torch.ops.aten.native_group_norm(x, weight, zero, *sizes, 1e-5)
         yield make.probe("native_group_norm", x, weight, zero, *sizes, 1e-5)

@@ -6,10 +6,11 @@ predicted.
 
 Ops are timed by the process's own processor time: a step computes on shared
 cores, and which of its ops the scheduler interrupts is chance. How many
-seconds of the clock go by for each of them is one figure of its own, taken
-over all probes. Before each call other memory is gone through, as a step's
-other ops do: in a loop of its own an op finds its operands and its code in the
-nearest cache, and a small one takes half as long.
+seconds of the clock go by for each of them is one figure of its own. All probes
+are called in turns, each once a round, with their operands read right before,
+as what an op uses was mostly made just before it: in a loop of its own an op
+finds its code and the memory of its results in the nearest cache, and takes
+half to a third as long as in a step.
 
 Collectives are timed by the clock, one right after another as gradients are
 reduced, over as many buffers as no cache holds. How long processes wait at one
@@ -20,9 +21,11 @@ work between two of them.
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Callable
 from itertools import cycle
+from statistics import median
 from typing import Any
 
 import torch
@@ -33,7 +36,7 @@ from meshwright.cluster.mesh import Mesh
 from meshwright.cost.measured import Measured, Timed
 from meshwright.runtime.comm import Communicator, connect
 from meshwright.runtime.emptystep import step_times
-from meshwright.runtime.probes import Probe, dtype_probes, op_probes
+from meshwright.runtime.probes import dtype_probes, op_probes
 
 PAYLOADS = (1 << 8, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 23)
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ring_shift", "halo")
@@ -46,13 +49,14 @@ _OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = 
     "rmsprop": torch.optim.RMSprop,
 }
 _TENSOR_ELEMENTS = ((1 << 6, 16), (1 << 14, 8), (1 << 19, 3))  # elements, how many such tensors
-_TRAMPLED_BYTES = 3 << 19  # more than a core's own caches hold
 _ROTATED_BYTES = 32 << 20  # of buffers that collectives take in turns
 _MOST_BUFFERS = 64
+_ELSEWHERE_BYTES = 1 << 18
 _HALO_ROWS = 1
 _MEET_EVERY = 20  # probes; a meeting takes milliseconds where processes share cores
 _WORK_SIZE = 128  # of the products and sums that are done before a collective
-_WAITS_S = (0.0004, 0.002, 0.008, 0.03)  # of processor time between collectives
+_WINDOWS = 5
+_WAITS_S = (0.0001, 0.0004, 0.002, 0.008, 0.03)  # of processor time between collectives
 _WAIT_PAYLOAD = 1 << 14
 _WAIT_KINDS = ("all_reduce", "all_gather", "reduce_scatter")
 
@@ -74,12 +78,15 @@ class Prober:
             for probe in self._ops
         ]  # fmt: skip
         self._dtypes = list(dtype_probes(device))
+        self._all = [*self._ops, *(probe for _, probe in self._dtypes)]
+        # Neighbours in the list are of one kind; in another order each meets others' leavings.
+        self._order = list(range(len(self._all)))
+        random.Random(0).shuffle(self._order)
         self._groups = self._communicators(hosts)
-        self._trampled = torch.zeros(_TRAMPLED_BYTES // 4, device=device)
+        self._elsewhere = torch.zeros(_ELSEWHERE_BYTES // 4, device=device)
         self._work = torch.randn(_WORK_SIZE, _WORK_SIZE, device=device)
         own = device == "cpu" and self.threads == 1
         self._clock = time.thread_time if own else time.perf_counter
-        self._wall_s = self._own_s = 0.0
 
     def _communicators(self, hosts: int) -> list[tuple[Communicator, dict[str, Any]]]:
         """Axes to measure over: the whole host, pairs in it, and the hosts."""
@@ -106,40 +113,62 @@ class Prober:
 
     def _pass(self, seconds: float) -> None:
         deadline = time.perf_counter() + seconds
-        self._wall_s = self._own_s = 0.0
         share = 0.5 if self._groups else 0.85
-        count = len(self._ops) + len(self._dtypes)
-        each_s = share * seconds / count
-        for number, (probe, timed) in enumerate(zip(self._ops, self.found.ops, strict=True)):
-            if number % _MEET_EVERY == 0:
-                self._meet()
-            timed.seconds.append(self._local(probe, each_s))
-        for dtype, probe in self._dtypes:
-            self.found.dtypes.setdefault(dtype, []).append(self._local(probe, each_s))
+        if self.device == "cpu":
+            taken = self._rounds(share * seconds)
+        else:
+            each_s = share * seconds / len(self._all)
+            taken = [self._queued(probe.call, each_s) for probe in self._all]
+        for timed, spent in zip(self.found.ops, taken, strict=False):
+            timed.seconds.append(spent)
+        for (dtype, _), spent in zip(self._dtypes, taken[len(self._ops) :], strict=True):
+            self.found.dtypes.setdefault(dtype, []).append(spent)
         self._optimizers()
         self.found.steps.append(step_times(self.device, self._clock))
-        ratio = self._wall_s / self._own_s if self._own_s else 1.0
-        self.found.contention.append(ratio if self._clock is time.thread_time else 1.0)
+        self.found.contention.append(self._contention(0.1 * seconds))
         left_s = agreed(max(deadline - time.perf_counter(), 0.15 * seconds), "min")
         self._collectives(left_s)
 
-    def _local(self, probe: Probe, slice_s: float) -> float:
-        """Seconds of one call. Windows of one length keep the processes together."""
-        call, clock, trample = probe.call, self._clock, self._trampled.add_
-        call()
-        begin, own = time.perf_counter(), clock()
-        spent, calls = 0.0, 0
-        if self.device != "cpu":
-            return self._queued(call, slice_s)
-        while calls < 2 or time.perf_counter() - begin < slice_s:
-            trample(1.0)
-            started = clock()
-            call()
-            spent += clock() - started
-            calls += 1
-        self._own_s += clock() - own
-        self._wall_s += time.perf_counter() - begin
-        return max(spent / calls - _clock_s(clock), 1e-8)
+    def _rounds(self, seconds: float) -> list[float]:
+        """Seconds of one call of each probe: the mean over rounds, as many as there is time for."""
+        clock, read_s = self._clock, _clock_s(self._clock)
+        begin = time.perf_counter()
+        spent = [0.0] * len(self._all)
+        rounds = 0
+        again = 1.0
+        while rounds < 2 or again > 0:
+            started = time.perf_counter()
+            for turn, number in enumerate(self._order):
+                if turn % _MEET_EVERY == 0:
+                    self._meet()
+                probe = self._all[number]
+                for tensor in probe.operands:
+                    tensor.sum()
+                before = clock()
+                probe.call()
+                spent[number] += clock() - before
+            rounds += 1
+            left_s = seconds - (time.perf_counter() - begin)
+            again = agreed(left_s - (time.perf_counter() - started), "min")
+        return [max(total / rounds - read_s, 1e-8) for total in spent]
+
+    def _contention(self, seconds: float) -> float:
+        """Seconds of the clock for each of the processor's while all processes compute.
+
+        All stop by the clock: where some wait for others, those have the cores to themselves.
+        The median of several windows, as other work on the machine comes and goes.
+        """
+        if self._clock is not time.thread_time:
+            return 1.0
+        found = []
+        for _ in range(_WINDOWS):
+            self._meet()
+            began, own = time.perf_counter(), self._clock()
+            while time.perf_counter() - began < seconds / _WINDOWS:
+                self._unit()
+            spent_s = time.perf_counter() - began
+            found.append(agreed(spent_s / max(self._clock() - own, 1e-9), "mean"))
+        return median(found)
 
     def _queued(self, call: Callable[[], object], slice_s: float) -> float:
         """On an accelerator: enough calls in a row that launches hide behind one another."""
@@ -165,13 +194,11 @@ class Prober:
                 optimizer.step()
                 self._meet()
                 self._settle()
-                begin, own = time.perf_counter(), self._clock()
+                own = self._clock()
                 for _ in range(2):
                     optimizer.step()
                 self._settle()
                 spent = self._clock() - own
-                self._own_s += spent
-                self._wall_s += time.perf_counter() - begin
                 table.setdefault(float(elements * 4), []).append(spent / 2 / count)
 
     def _collectives(self, seconds: float) -> None:
@@ -194,7 +221,8 @@ class Prober:
                 self._waits(communicator, (1 - share) * seconds / len(self._groups))
 
     def _waits(self, communicator: Communicator, seconds: float) -> None:
-        """What collectives take longer after work, beside what work alone is counted as."""
+        """Work before each collective: its processor time, and what both take longer than
+        collectives one right after another."""
         n = communicator.mesh.extent("group")
         table = self.found.waits.setdefault(n, {})
         calls = [
@@ -208,7 +236,6 @@ class Prober:
         each_s = seconds / (len(_WAITS_S) + 1)
         at_once_s = self._loop(collect, each_s) / len(calls)
         unit_s = self._unit_s()
-        contention = self.found.contention[-1]
         for wanted_s in _WAITS_S:
             units = max(1, round(agreed(wanted_s / unit_s, "max")))
             worked = [0.0]
@@ -223,16 +250,14 @@ class Prober:
 
             turns, taken_s = self._turns(turn, each_s)
             # The first turn, which says how many more there are time for, is worked too.
-            work_s = agreed(worked[0] / (turns + 2), "mean") / len(calls) * contention
-            late_s = taken_s / len(calls) - work_s - at_once_s
-            point = table.setdefault(wanted_s, [])
-            point.append((work_s, max(late_s, 1e-6)))
+            work_s = agreed(worked[0] / (turns + 2), "mean") / len(calls)
+            table.setdefault(wanted_s, []).append((work_s, taken_s / len(calls) - at_once_s))
 
     def _unit(self) -> None:
         """A little of what models do: a product, what is added to it, its memory elsewhere."""
         made = torch.mm(self._work, self._work)
         torch.tanh(made + self._work)
-        self._trampled[: 1 << 16].add_(1.0)
+        self._elsewhere.add_(1.0)
 
     def _unit_s(self) -> float:
         started = self._clock()
