@@ -144,7 +144,9 @@ def fit(rows: Sequence[Row], say: Callable[[str], None] = lambda text: None) -> 
         if went @ went:  # what the step did beside what was expected of it (Broyden 1965)
             slopes += np.outer(tried_errors - errors - slopes @ went, went) / (went @ went)
         at, errors = tried, tried_errors
-        say(f"round {number + 1}: median {np.median(np.abs(errors)):.3f}, loss -{gain:.2g}")
+        found = ", ".join(f"{name} {math.exp(x):.4g}" for name, x in zip(names, at, strict=True))
+        off = np.median(np.abs(errors))
+        say(f"round {number + 1}: median {off:.3f}, loss -{gain:.2g}; {found}")
         if gain < 1e-4 * before:
             break
     return _with(constants, names, at)
@@ -220,6 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     fitted = fit(chosen, say)
     fitted = fit_fragmentation([row for row in rows if part_of(row) == "fit"], fitted)
+    if given.write:
+        write(fitted)
     found: dict[str, object] = {
         "constants": {name: getattr(fitted, name) for name in FITTED},
         "fit": figures(log_errors(chosen, fitted)[0]),
@@ -233,8 +237,6 @@ def main(arguments: list[str] | None = None) -> int:
             of_source = [row for row in rows if row.source == source]
             left_out[source] = figures(log_errors(of_source, without)[0])
         found["left_out_sources"] = left_out
-    if given.write:
-        write(fitted)
     json.dump(found, sys.stdout, indent=1, allow_nan=False)
     print()
     return 0

@@ -23,7 +23,8 @@ class Framework:
     sharding: ZeRO stage. sequence: sequence parallelism beside tensor parallelism. vocab: of its
     usual tokenizer. vocab_multiple: what the vocabulary is padded to a multiple of, for each
     tensor part. fp32_gradients: dtypes of parameters whose gradients are summed and reduced in
-    float32. attention, attention_hopper: the generation of its fused kernel, and that on Hopper and
+    float32. dropout: of embeddings, of attention's weights and before residuals, in `gpt`.
+    attention, attention_hopper: the generation of its fused kernel, and that on Hopper and
     later.
     """
 
@@ -39,6 +40,7 @@ class Framework:
     vocab_multiple: int = 1
     fused_attention: bool = True
     tied: bool = True
+    dropout: float = 0.0
     fp32_gradients: tuple[str, ...] = ("bfloat16",)
     attention: AttentionKernel = "flash2"
     attention_hopper: AttentionKernel = "flash2"
@@ -46,8 +48,8 @@ class Framework:
 
 
 _FUSED = Executor(
-    gradient_buffer=True, master_gradients=True, keeps_sent=True, fused_optimizer=True,
-    compiled=True, cached_allocator=True,
+    gradient_buffer=True, adds_gradients=True, master_gradients=True, keeps_sent=True,
+    sends_parts=True, fused_optimizer=True, compiled=True, cached_allocator=True,
 )  # fmt: skip
 
 MEGATRON_DEEPSPEED = Framework(
@@ -67,6 +69,7 @@ MEGATRON_DEEPSPEED = Framework(
     vocab=50257,
     vocab_multiple=128,
     fused_attention=False,
+    dropout=0.1,
 )
 
 MEGATRON_LM = replace(
@@ -135,7 +138,8 @@ INTERNLM = Framework(
     "kernels (doc/en/install.md).",
     executor=Executor(
         overlap_gradients=True, overlap_gathers=True, bucket_bytes=512 * 2**20,
-        gradient_buffer=True, fused_optimizer=True, compiled=True, cached_allocator=True,
+        gradient_buffer=True, adds_gradients=True, whole_owners=True, fused_optimizer=True,
+        compiled=True, cached_allocator=True,
     ),
     sharding=1,
     tied=False,
@@ -156,7 +160,7 @@ PLAIN = Framework(
     source="docs.pytorch.org DistributedDataParallel: gradients reduced in buckets of 25 MB "
     "beside the backward.",
     executor=Executor(
-        overlap_gradients=True, bucket_bytes=25 * 2**20, gradient_buffer=True,
+        overlap_gradients=True, bucket_bytes=25 * 2**20, gradient_buffer=True, adds_gradients=True,
         cached_allocator=True,
     ),
     sharding=0,

@@ -11,14 +11,17 @@ Only a few blocks are captured: those in the middle are equal, and one of them s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from benchmarks.published.checkpoints import as_one_kernel, op_by_op
 from torch import Tensor, nn
 
-from meshwright.api import Model
+from meshwright.model import Model
 from meshwright.task import Task
 
 CAPTURED = 3  # the first block, one for those in the middle, the last
@@ -40,6 +43,9 @@ class Dims:
     tied: bool
     fused_attention: bool
     dtype: str  # of parameters and activations
+    dropout: float = 0.0
+    fused: bool = False  # norms, rotary positions and gates are kernels of their own
+    op_by_op: bool = False  # blocks are computed again by a policy for each op
 
     @property
     def head_width(self) -> int:
@@ -78,7 +84,7 @@ class Attention(nn.Module):
         k = self.k(x).view(shape).transpose(1, 2)
         v = self.v(x).view(shape).transpose(1, 2)
         if angles is not None:
-            q, k = turn(q, *angles), turn(k, *angles)
+            q, k = one(dims, turn, q, *angles), one(dims, turn, k, *angles)
         if dims.kv_heads != dims.heads:
             k = k.repeat_interleave(dims.heads // dims.kv_heads, dim=1)
             v = v.repeat_interleave(dims.heads // dims.kv_heads, dim=1)
@@ -86,9 +92,18 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             scores = torch.matmul(q * dims.head_width**-0.5, k.transpose(-1, -2))  # [B, H, S, S]
-            y = torch.matmul(torch.softmax(scores, dim=-1), v)
+            y = torch.matmul(dropped(torch.softmax(scores, dim=-1), dims), v)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, seq, -1))
         return out
+
+
+def one(dims: Dims, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    return as_one_kernel(function, *inputs) if dims.fused else function(*inputs)
+
+
+def dropped(x: Tensor, dims: Dims) -> Tensor:
+    # As CUDA has it, with one byte of mask for each element, which F.dropout on a CPU has not.
+    return torch.native_dropout(x, dims.dropout, True)[0] if dims.dropout else x
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -123,13 +138,18 @@ class Gated(nn.Module):
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
+        self.dims = dims
         self.gate = nn.Linear(dims.hidden, dims.ffn, bias=dims.bias)
         self.up = nn.Linear(dims.hidden, dims.ffn, bias=dims.bias)
         self.down = nn.Linear(dims.ffn, dims.hidden, bias=dims.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        out: Tensor = self.down(one(self.dims, gated, self.gate(x), self.up(x)))
         return out
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
 
 
 def norm(dims: Dims) -> nn.Module:
@@ -139,14 +159,16 @@ def norm(dims: Dims) -> nn.Module:
 class Block(nn.Module):
     def __init__(self, dims: Dims) -> None:
         super().__init__()
+        self.dims = dims
         self.norm1 = norm(dims)
         self.attention = Attention(dims)
         self.norm2 = norm(dims)
         self.feed_forward = Plain(dims) if dims.arch == "gpt" else Gated(dims)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = x + self.attention(self.norm1(x), angles)
-        out: Tensor = x + self.feed_forward(self.norm2(x))
+        dims = self.dims
+        x = x + dropped(self.attention(one(dims, self.norm1, x), angles), dims)
+        out: Tensor = x + dropped(self.feed_forward(one(dims, self.norm2, x)), dims)
         return out
 
 
@@ -173,8 +195,9 @@ class Transformer(nn.Module):
             x = x + self.positions(torch.arange(ids.size(1), device=ids.device))
         else:
             angles = rotary(ids.size(1), self.dims.head_width, x)
+        x = dropped(x, self.dims)
         for layer in self.layers:
-            x = layer(x, angles)
+            x = op_by_op(layer, x, angles) if self.dims.op_by_op else layer(x, angles)
         logits: Tensor = self.head(self.norm(x))
         return logits
 

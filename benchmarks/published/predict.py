@@ -22,9 +22,11 @@ from meshwright.cost.constants import Constants, default_constants
 from meshwright.cost.table import table_for
 from meshwright.errors import MeshwrightError
 from meshwright.layout.assignment import assign
+from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.lower.lower import lower
-from meshwright.search.named import candidate
+from meshwright.plan.types import Residency
+from meshwright.search.named import RESIDENCY, candidate
 from meshwright.search.strategy import mesh_for, parse_strategy
 from meshwright.simulate.step import simulate
 from meshwright.simulate.types import Simulation
@@ -106,8 +108,8 @@ _programs: OrderedDict[object, LoweredProgram] = OrderedDict()
 def _lowered(settled: Settled, strategy: str) -> LoweredProgram:
     """The planned program of one device, remembered: rows often differ in microbatches alone."""
     key = (
-        settled.dims, settled.dp, settled.tp, settled.cp, settled.pp, settled.sequence,
-        settled.zero, settled.micro_batch,
+        settled.dims, settled.dp, settled.shards, settled.tp, settled.cp, settled.pp,
+        settled.sequence, settled.zero, settled.micro_batch,
     )  # fmt: skip
     if key in _programs:
         _programs.move_to_end(key)
@@ -117,7 +119,7 @@ def _lowered(settled: Settled, strategy: str) -> LoweredProgram:
     analysis = model.microbatch(1)[1]
     chosen = candidate(
         analysis, mesh_for(wanted, settled.n_gpus), zero=wanted.zero or 0, microbatches=1,
-        sequence=wanted.sequence, attention=wanted.attention,
+        sequence=wanted.sequence, attention=wanted.attention, kept=_stored(analysis, settled),
     )  # fmt: skip
     plan = assign(analysis, chosen.mesh, chosen.decisions, chosen.parameters, True)
     found = lower(analysis, plan, chosen.mesh.coordinate(0))
@@ -125,3 +127,14 @@ def _lowered(settled: Settled, strategy: str) -> LoweredProgram:
     while len(_programs) > _PROGRAMS_KEPT:
         _programs.popitem(last=False)
     return found
+
+
+def _stored(analysis: Analysis, settled: Settled) -> dict[str, tuple[Residency, tuple[str, ...]]]:
+    """Beside context parallelism parameters are stored over its axis too, as torchtitan
+    (`dp_shard_cp`) and Megatron-Core (`get_data_parallel_group(with_context_parallel=True)`)
+    have them."""
+    if settled.cp == 1 or not settled.zero:
+        return {}
+    axes = ("data", "context") if settled.shards > 1 else ("context",)
+    paths = (item.path for item in analysis.program.inputs_of("parameter"))
+    return dict.fromkeys(paths, (RESIDENCY[settled.zero], axes))

@@ -22,6 +22,8 @@ def executor_for(settled: Settled) -> Executor:
     return replace(
         framework.executor,
         compiled=settled.compiled,
+        # Beside sequence parallelism a device holds its part of them alone.
+        sends_parts=framework.executor.sends_parts and not settled.sequence,
         master_weights=mixed,
         master_gradients=framework.executor.master_gradients and mixed,
         gradient_dtype="float32" if in_float32 else None,

@@ -26,6 +26,8 @@ DTYPES = {
 EIGHT_BIT = ("fp8", "bf16+fp8linear", "bf16+fp8 tensorwise")
 PURE = ("bf16-pure", "bf16-true")
 _LLAMA_MULTIPLE = 256  # of a Llama's inner width, 8/3 of the hidden size (Touvron et al. 2023)
+# `zero1=8`, as InternLM's configurations have it (-1 is all), or in words.
+_SHARDS = re.compile(r"\bzero\d=(\d+)|\bsharded over (\d+) (?:GPU|device|rank)", re.IGNORECASE)
 _ADAPTERS = re.compile(r"\b(q?lora|dora|adapter)\b", re.IGNORECASE)
 
 
@@ -35,7 +37,8 @@ class Unpredictable(Exception):
 
 @dataclass(frozen=True)
 class Settled:
-    """A row with nothing left open; `zero` is a ZeRO stage."""
+    """A row with nothing left open. `zero` is a ZeRO stage, `shards` over how many of the `dp`
+    devices it divides: all of them, unless the row says otherwise."""
 
     row: Row
     framework: Framework
@@ -44,6 +47,7 @@ class Settled:
     n_gpus: int
     gpus_per_node: int | None
     dp: int
+    shards: int
     tp: int
     cp: int
     pp: int
@@ -79,7 +83,8 @@ def settle(row: Row) -> Settled:
     named = filler.guess(
         "activation_recompute", row.activation_recompute, framework.recompute or "none"
     )
-    recompute = cast(Recompute, named)  # `op` was refused, the reader refuses others
+    # The policy of `op` is in the model, nothing of it is left to the plan.
+    recompute: Recompute = "none" if named == "op" else cast(Recompute, named)
     micro_batch = row.micro_batch
     if micro_batch is None:
         raise Unpredictable("micro_batch is not stated")
@@ -98,23 +103,33 @@ def settle(row: Row) -> Settled:
         raise Unpredictable("global_batch is not stated, and so not the number of microbatches")
     sequence = tp > 1 and filler.take("sp", row.sp, framework.sequence)
     zero = filler.take("zero_or_fsdp", row.zero_or_fsdp, framework.sharding) if dp > 1 else 0
+    compiled = framework.executor.compiled if row.compile is None else row.compile
     return Settled(
         row=row,
         framework=framework,
-        dims=_dims(row, framework, tp, precision, filler),
+        dims=_dims(row, framework, tp, precision, compiled, filler),
         precision=precision,
         n_gpus=n_gpus,
         gpus_per_node=row.gpus_per_node,
-        dp=dp, tp=tp, cp=cp, pp=pp,
+        dp=dp, shards=_shards(row, dp) if zero else dp, tp=tp, cp=cp, pp=pp,
         vpp=row.vpp or 1,
         sequence=sequence,
         zero=zero,
         micro_batch=micro_batch,
         microbatches=microbatches,
         recompute=recompute,
-        compiled=framework.executor.compiled if row.compile is None else row.compile,
+        compiled=compiled,
         assumed=tuple(filler.assumed),
     )  # fmt: skip
+
+
+def _shards(row: Row, dp: int) -> int:
+    """Over how many devices the notes have parameters or their optimizer's states divided."""
+    found = _SHARDS.search(row.notes)
+    shards = int(found[1] or found[2]) if found else dp
+    if shards == 0 or dp % shards:
+        raise Unpredictable(f"notes: sharded over {shards} devices, no divisor of dp {dp}")
+    return shards
 
 
 _T = TypeVar("_T")
@@ -156,8 +171,6 @@ def _refuse(row: Row) -> None:
         )
     if row.offload not in (None, "none"):
         raise Unpredictable(f"offload: {row.offload}; how it is overlapped is not stated")
-    if row.activation_recompute == "op":
-        raise Unpredictable("activation_recompute op: plans name none, selective and full alone")
     if row.ep not in (None, 1):
         raise Unpredictable(f"ep {row.ep} beside arch {row.arch}, which has no experts")
 
@@ -179,7 +192,9 @@ def _degrees(row: Row) -> tuple[int, int, int, int, int]:
     return row.n_gpus, dp, tp, cp, pp
 
 
-def _dims(row: Row, framework: Framework, tp: int, precision: str, filler: _Filler) -> Dims:
+def _dims(
+    row: Row, framework: Framework, tp: int, precision: str, compiled: bool, filler: _Filler
+) -> Dims:
     if row.layers is None or row.hidden is None or row.heads is None:
         names = [name for name in ("layers", "hidden", "heads") if getattr(row, name) is None]
         raise Unpredictable(f"{', '.join(names)} not stated")
@@ -210,6 +225,10 @@ def _dims(row: Row, framework: Framework, tp: int, precision: str, filler: _Fill
         tied=framework.tied and row.arch == "gpt",
         fused_attention=flash,
         dtype=DTYPES[precision],
+        dropout=framework.dropout if row.arch == "gpt" else 0.0,
+        # With whole blocks computed again, nothing else of them is kept anyway.
+        fused=row.arch == "llama" and compiled and row.activation_recompute not in ("full", "op"),
+        op_by_op=row.activation_recompute == "op",
     )
 
 

@@ -10,7 +10,13 @@ from meshwright.plan.types import Pipeline
 
 def strategy_text(settled: Settled) -> str:
     """As in `stage=12,data=8,tensor=4,zero=1,recompute=full`; axes of one device are left out."""
-    sizes = {"stage": settled.pp, "data": settled.dp, "context": settled.cp, "tensor": settled.tp}
+    sizes = {
+        "stage": settled.pp,
+        "replica": settled.dp // settled.shards,
+        "data": settled.shards,
+        "context": settled.cp,
+        "tensor": settled.tp,
+    }
     parts = [f"{name}={size}" for name, size in sizes.items() if size > 1] or ["data=1"]
     if settled.sequence:
         parts.append("sequence")

@@ -67,7 +67,7 @@ def test_what_may_differ_between_runs_is_named() -> None:
         ({"model": "Llama LoRA"}, "adapters"),
         ({"offload": "optimizer"}, "offload"),
         ({"global_batch": ""}, "number of microbatches"),
-        ({"activation_recompute": "op"}, "by op|none, selective and full"),
+        ({"notes": "zero1=3 (optimizer sharded over 3 GPUs)"}, "no divisor of dp 4"),
         ({"n_gpus": ""}, "n_gpus is not stated"),
     ],
 )
@@ -111,6 +111,37 @@ def test_degrees_become_a_strategy() -> None:
     )
     assert "virtual=3,schedule=interleaved" in strategy_text(settled(vpp="3"))
     assert strategy_text(settled(n_gpus="1", dp="1", tp="1", pp="1")).startswith("data=1")
+
+
+def test_shards_over_fewer_devices_make_replicas() -> None:
+    text = strategy_text(settled(notes="zero1=2 (optimizer sharded over 2 GPUs)"))
+    assert "replica=2,data=2,tensor=2,zero=1" in text
+    assert "replica" not in strategy_text(settled(notes="zero1=-1 (sharded over all DP ranks)"))
+
+
+def test_shards_lie_over_the_context_axis_too() -> None:
+    """As many devices hold the parameters, however they divide batch and sequence."""
+    alone = predict(parse_row(2, LLAMA)).simulation.memory
+    both = predict(parse_row(2, LLAMA | {"dp": "4", "cp": "2"})).simulation.memory
+    assert both["parameters"] == alone["parameters"]
+    assert both["optimizer"] == alone["optimizer"]
+
+
+def test_recomputation_op_by_op_lies_between_none_and_full() -> None:
+    memory, seconds = {}, {}
+    for how in ("none", "op", "full"):
+        found = predict(parse_row(2, LLAMA | {"activation_recompute": how}))
+        memory[how], seconds[how] = found.simulation.memory["activations"], found.predicted_s
+    assert memory["full"] < memory["op"] < memory["none"]
+    assert seconds["none"] < seconds["op"] < seconds["full"]
+
+
+def test_fused_kernels_keep_their_inputs_alone() -> None:
+    kept = {}
+    for compiled in ("0", "1"):
+        found = predict(parse_row(2, LLAMA | {"compile": compiled}))
+        kept[compiled] = found.simulation.memory["activations"]
+    assert kept["1"] < 0.8 * kept["0"]
 
 
 @pytest.mark.parametrize(("layers", "pieces"), [(70, 12), (72, 12), (78, 12), (126, 128), (7, 3)])

@@ -28,13 +28,16 @@ def parsed(cluster: str) -> Cluster:
 
 @cache
 def lowered(
-    name: str, strategy: str, cluster: str = "local:4", clip: bool = True, **options: object
-) -> LoweredProgram:
+    name: str, strategy: str, cluster: str = "local:4", clip: bool = True, bucket_bytes: int = 0,
+    **options: object,
+) -> LoweredProgram:  # fmt: skip
     """One device's program of a microbatch; options as on the command line."""
-    return of(model(name, tuple(options.items())), strategy, cluster, clip)
+    return of(model(name, tuple(options.items())), strategy, cluster, clip, bucket_bytes)
 
 
-def of(made: Model, strategy: str, cluster: str, clip: bool = True) -> LoweredProgram:
+def of(
+    made: Model, strategy: str, cluster: str, clip: bool = True, bucket_bytes: int = 0
+) -> LoweredProgram:
     wanted = parse_strategy(strategy)
     analysis = made.microbatch(1)[1]
     mesh = mesh_for(wanted, parsed(cluster).size)
@@ -42,7 +45,7 @@ def of(made: Model, strategy: str, cluster: str, clip: bool = True) -> LoweredPr
         analysis, mesh, zero=wanted.zero or 0, microbatches=1, sequence=wanted.sequence
     )
     assignment = assign(analysis, mesh, chosen.decisions, chosen.parameters, clip)
-    return lower(analysis, assignment, mesh.coordinate(0))
+    return lower(analysis, assignment, mesh.coordinate(0), bucket_bytes)
 
 
 __all__ = ["Task", "lowered", "model", "of", "parsed"]

@@ -101,7 +101,7 @@ def test_a_step_is_compute_and_stalls() -> None:
 
 @pytest.mark.parametrize("strategy", ["data=4", "zero=3", "stage=2,zero=1", "stage=2,data=2"])
 def test_overlap_never_costs_time(strategy: str) -> None:
-    plain = run(strategy, "1x4:a100-80g")
+    plain = run(strategy, "1x4:a100-80g", executor=OWN)
     beside = run(strategy, "1x4:a100-80g", executor=Executor(True, True, True))
     assert beside.step_time_s <= plain.step_time_s * (1 + 1e-9)
     assert beside.exposed_communication_s < plain.exposed_communication_s
@@ -225,7 +225,7 @@ def test_balanced_cuts_are_the_best_there_are(
 
 
 def test_collectives_of_the_backward_beside_weight_gradients() -> None:
-    plain = run("tensor=4", "1x4:a100-80g")
+    plain = run("tensor=4", "1x4:a100-80g", executor=OWN)
     beside = run("tensor=4", "1x4:a100-80g", executor=Executor(overlap_tensor=True))
     hidden = plain.stalls["collectives"] - beside.stalls["collectives"]
     # Of each layer's four all_reduces the backward has two, each before it can go on.

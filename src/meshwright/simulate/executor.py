@@ -18,11 +18,16 @@ class Executor:
     bucket_bytes: neighbouring collectives of gradients are merged up to so many bytes
     (those of each microbatch, and gathers of parameters, block by block); 0 merges none.
     gradient_buffer: gradients have one buffer from the start of the step; ops add into
-    it, and it is reduced in place. gradient_dtype: of added-up and reduced gradients,
+    it, and it is reduced in place. adds_gradients: what a microbatch makes is a tensor of
+    its own, added to the buffer after. gradient_dtype: of added-up and reduced gradients,
     the parameter's where it is not given. master_weights: the optimizer keeps a float32
     copy of parameters of 16 bits, and float32 states; master_gradients: gradients of 16
     bits have a float32 copy in the optimizer, or stay beside float32 sums. keeps_sent:
     what a stage sends on stays in its memory until the microbatch comes back.
+    sends_parts: of what stages send each other, each device of the tensor axis sends its
+    part alone, and those that receive gather the parts; for values that they all hold whole.
+    whole_owners: with ZeRO 1 and 2 a parameter's optimizer state lies whole on one device,
+    so that gradients are all-reduced and parameters broadcast one by one by their owners.
     fused_optimizer: one pass over all parameters in place of op by op.
     compiled: chains of pointwise ops are one kernel each. cached_allocator: freed memory
     stays with the process, and pieces of it that fit nothing stay unused; always so
@@ -36,10 +41,13 @@ class Executor:
     overlap_tensor: bool = False
     bucket_bytes: int = 0
     gradient_buffer: bool = False
+    adds_gradients: bool = False
     gradient_dtype: str | None = None
     master_weights: bool = False
     master_gradients: bool = False
     keeps_sent: bool = False
+    sends_parts: bool = False
+    whole_owners: bool = False
     fused_optimizer: bool = False
     compiled: bool = False
     cached_allocator: bool = False
@@ -47,4 +55,12 @@ class Executor:
 
 
 OWN = Executor()
-"""What Meshwright's own runtime does: one thing after another, op by op."""
+"""What Meshwright's own runtime does on CPUs: one thing after another, op by op."""
+
+OWN_ON_ACCELERATORS = Executor(overlap_gradients=True)
+"""The same on accelerators, which reduce gradients beside the backward; see `layout.overlap`."""
+
+
+def own(on_cpu: bool, uniform: bool) -> Executor:
+    """uniform: as in `LoweredProgram`; where devices differ, collectives keep their place."""
+    return OWN if on_cpu or not uniform else OWN_ON_ACCELERATORS

@@ -157,8 +157,14 @@ def cuts_of(row: Row, bounds: Sequence[int]) -> tuple[str, ...]:
 
 
 def pieces(
-    row: Row, bounds: Sequence[int], recompute: Recompute, executor: Executor, recost: Recost
+    row: Row,
+    bounds: Sequence[int],
+    recompute: Recompute,
+    executor: Executor,
+    recost: Recost,
+    parts: int = 1,
 ) -> list[Piece]:
+    """parts: into how many a value is cut that goes to the next piece."""
     found = [
         _Assembly(row, start, stop, recompute, executor, recost).run()
         for start, stop in pairwise(bounds)
@@ -174,8 +180,11 @@ def pieces(
         if executor.keeps_sent:
             kept = sum(item.nbytes for item in row.passed if item.made < at <= item.end)
             activations, gathered, gradients = found[index - 1].saved
-            found[index - 1].saved = (activations + kept, gathered, gradients)
+            found[index - 1].saved = (activations + kept // parts, gathered, gradients)
     return found
+
+
+_OF_OWNERS = {"all_gather": "broadcast", "reduce_scatter": "all_reduce"}
 
 
 class _Assembly:
@@ -205,7 +214,7 @@ class _Assembly:
         piece = self.piece
         for block in self.blocks:
             self._add(piece.forward, [block.forward])
-            piece.gather.append(self._merged(block.gather.tasks))
+            piece.gather.append(self._merged([self._owned(task) for task in block.gather.tasks]))
             piece.once_gathered += block.gather_bytes
             piece.largest_gather = max(piece.largest_gather, block.gathered_bytes)
         for block in reversed(self.blocks):
@@ -218,7 +227,8 @@ class _Assembly:
                 works.insert(0, _without_gathers(again) if gathers_anew else again)
             self._add(piece.inputs, works)
             self._add(piece.weights, [block.weights])
-            piece.reduce.append(tuple(self._scaled(task) for task in block.reduce.tasks))
+            reduce = (self._owned(self._scaled(task)) for task in block.reduce.tasks)
+            piece.reduce.append(tuple(reduce))
             for nbytes, itemsize in block.accumulated.values():
                 piece.gradients.append(nbytes)
                 piece.accumulated += nbytes * self._gradient_itemsize(itemsize) // itemsize
@@ -255,6 +265,11 @@ class _Assembly:
             task, task.nbytes // task.itemsize * self._gradient_itemsize(task.itemsize)
         )
 
+    def _owned(self, task: Task) -> Task:
+        """A collective of once a step as it is where one device owns a whole parameter."""
+        kind = _OF_OWNERS.get(task.kind) if self.executor.whole_owners else None
+        return self.recost(task._replace(kind=kind), task.nbytes) if kind else task
+
     def _add(self, phase: Phase, works: Iterable[Work]) -> None:
         tasks: list[Task] = []
         for work in works:
@@ -273,7 +288,7 @@ class _Assembly:
         rest: list[Task] = []
         for task in tasks:
             into = {"gather": gathers, "reduce": reductions}.get(task.role)
-            if into is None or not task.kind:
+            if into is None or not task.kind or task.kind == "broadcast":
                 rest.append(task)
                 continue
             key = (task.kind, task.axis, task.itemsize)

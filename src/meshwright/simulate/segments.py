@@ -13,7 +13,7 @@ has not left behind.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from meshwright.errors import UsageError
@@ -143,7 +143,7 @@ def _chosen(lowered: LoweredProgram, ops: Sequence[Op], modules: Sequence[str]) 
     root = _Node({}, [])
     numbers: dict[Hashable, int] = {}
     for op, module in zip(ops, modules, strict=True):
-        kind = signature(op, lowered.values)
+        kind = signature(_of_any_stream(op), lowered.values)
         number = numbers.setdefault(kind, len(numbers))
         node = root
         for part in module.split(".") if module else ():
@@ -165,6 +165,13 @@ def _chosen(lowered: LoweredProgram, ops: Sequence[Op], modules: Sequence[str]) 
 
     visit(root, "")
     return found
+
+
+def _of_any_stream(op: Op) -> Op:
+    """Draws of equal blocks differ by their stream alone."""
+    if op.target != "mesh.random":
+        return op
+    return replace(op, kwargs=tuple(item for item in op.kwargs if item[0] != "stream"))
 
 
 def _shown(names: Mapping[str, bool]) -> str:

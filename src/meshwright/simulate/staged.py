@@ -50,6 +50,9 @@ def simulate_staged(
     ).run()
 
 
+_TENSOR = "tensor"
+
+
 class _Staged:
     def __init__(
         self,
@@ -75,9 +78,10 @@ class _Staged:
                 "Lower the plan on a mesh with a stage axis of that size, outermost.",
             )
         self.stride = lowered.mesh.stride(STAGE) if STAGE in mesh else lowered.mesh.size
+        self.parts = mesh.get(_TENSOR, 1) if executor.sends_parts else 1
         self.bounds = boundaries(made, pipeline, recompute)
-        self.pieces = pieces(made, self.bounds, recompute, executor, self._recost)
-        adding = cache(lambda nbytes: costs.streaming(3 * nbytes))
+        self.pieces = pieces(made, self.bounds, recompute, executor, self._recost, self.parts)
+        streaming = cache(costs.streaming)
         if executor.overlap_tensor and self.pipeline.schedule == "zb-h1":
             raise UsageError(
                 "The schedule zb-h1 leaves weight gradients for later, so that no collective can "
@@ -88,10 +92,14 @@ class _Staged:
             lowered, costs, made, self.pieces, self.stages, microbatches, optimizer, executor,
             detail,
         )  # fmt: skip
-        self.accumulate_s = [
-            0.0 if executor.gradient_buffer else sum(map(adding, piece.gradients))
-            for piece in self.pieces
-        ]
+        adds = executor.adds_gradients or not executor.gradient_buffer
+        self.accumulate_s = []
+        for piece in self.pieces:
+            # The gradient is read, the sum is read and written, which may be in a wider dtype.
+            whole = sum(piece.gradients)
+            wider = piece.accumulated / whole if whole else 1
+            seconds = sum(streaming((1 + 2 * wider) * nbytes) for nbytes in piece.gradients)
+            self.accumulate_s.append(seconds if adds else 0.0)
         if lowered.bucket_bytes:
             self._pack(lowered.bucket_bytes)
         self._transfers: dict[tuple[int, bool], float] = {}
@@ -167,6 +175,7 @@ class _Staged:
         apart = self.pipeline.schedule == "zb-h1"
         executor = self.executor
         tasks: list[Task] = []
+        tasks += self._joined(number, forward=phase == "F") if phase != "W" else []
         if phase == "F":
             works: list[Phase] = [piece.forward]
             for gathers, block in zip(piece.gather, piece.forward.blocks, strict=True):
@@ -232,7 +241,16 @@ class _Staged:
         if not nbytes:
             return 0.0
         source, target = (number % self.stages * self.stride for number in (piece, other))
-        return self.costs.message(nbytes, source, target)
+        return self.costs.message(nbytes / self.parts, source, target)
+
+    def _joined(self, number: int, *, forward: bool) -> list[Task]:
+        """The gather of what arrived in parts."""
+        sender = number - 1 if forward else number + 1
+        if self.parts == 1 or not 0 <= sender < len(self.pieces):
+            return []
+        piece = self.pieces[sender]
+        nbytes = piece.sends_forward if forward else piece.sends_backward
+        return [self._recost(Task("sync", 0.0, _TENSOR, "all_gather"), nbytes)] if nbytes else []
 
     def _begin(self, stage: int, clock: Clock, events: list[Event]) -> None:
         """The batch is fetched, then parameters that are gathered once a step."""

@@ -21,7 +21,7 @@ from meshwright.layout.lowered import LoweredProgram, Section
 from meshwright.layout.merge import merge
 from meshwright.plan.types import Collective, Pipeline, Recompute
 from meshwright.program.types import Value
-from meshwright.simulate.executor import OWN, Executor
+from meshwright.simulate.executor import OWN, Executor, own
 from meshwright.simulate.queues import Queues
 from meshwright.simulate.section import GRADIENTS, KINDS, Held, SectionRun, run_section
 from meshwright.simulate.staged import simulate_staged
@@ -39,7 +39,7 @@ def simulate(
     optimizer: str,
     pipeline: Pipeline | None = None,
     recompute: Recompute = "none",
-    executor: Executor = OWN,
+    executor: Executor | None = None,
     stands_for: Mapping[str, int] = MappingProxyType({}),
     memory_curve: bool = True,
     costs: CostTable | None = None,
@@ -48,8 +48,9 @@ def simulate(
 
     pipeline: stages that the model is cut into; the mesh has an axis `stage` of
     that size. recompute: what the backward computes again. executor: what runs at
-    the same time. stands_for: a module (`layers.1`) whose ops, parameters and saved
-    values stand for so many equal ones in a row; cuts name them `layers.1#0` on.
+    the same time; what this project's runtime does where it is not given.
+    stands_for: a module (`layers.1`) whose ops, parameters and saved values stand
+    for so many equal ones in a row; cuts name them `layers.1#0` on.
     costs: of this cluster, with constants or kernels of its own. `optimizer` is a
     name in `meshwright.cost.memory.OPTIMIZERS`. Without `memory_curve`, `events`
     and `curve` stay empty, which a search wants.
@@ -61,6 +62,7 @@ def simulate(
     table = costs or table_for(cluster)
     stages = pipeline.stages if pipeline else 1
     on_cpu = all(profile.device == "cpu" for profile in table.profiles)
+    executor = executor or own(on_cpu, lowered.uniform)
     as_it_runs = recompute == "none" and not stands_for and executor == OWN
     if stages == 1 and on_cpu and as_it_runs:
         return _Step(merge(lowered), table, microbatches, optimizer, memory_curve).run()
