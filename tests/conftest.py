@@ -16,6 +16,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MESHWRIGHT_PROBE_CACHE"] = "off"  # rules found are found anew
+os.environ.setdefault("MESHWRIGHT_BUDGET_SECONDS", "2")  # of a search, where a test says none
 
 import pytest
 import torch

@@ -41,7 +41,7 @@ from meshwright.search.constraints import Constraints, resolve
 from meshwright.search.constraints import parse as parse_constraints
 from meshwright.search.costing import SearchProgress
 from meshwright.search.goals import goal_of, over_parts
-from meshwright.search.search import BUDGET_S, search
+from meshwright.search.search import default_budget_s, search
 from meshwright.search.strategy import parse_strategy
 from meshwright.search.types import Candidate, Evaluate, Evaluated
 from meshwright.simulate.step import simulate
@@ -69,7 +69,7 @@ def plan(
     model: Model | None = None,
     progress: Progress | None = None,
     constraints: Sequence[str] = (),
-    budget_s: float = BUDGET_S,
+    budget_s: float | None = None,
     seed: int = 0,
     goal: str = "time",
     max_step_time_s: float | None = None,
@@ -88,9 +88,9 @@ def plan(
     profile: what `calibrate` measured on this machine, for a `local` cluster.
     constraints: what the plan has to obey, as in `layout head.weight=0:tensor` or
         `forbid zero=3`; see `meshwright.search.constraint_texts`.
-    budget_s: seconds for the whole plan: the search ends in time for the rest, and says
-        whether it ended before. seed: of the search's own draws: the same input and seed give
-        the same plan.
+    budget_s: seconds for the whole plan, None for the usual 20: the search ends in time for
+        the rest, and says whether it ended before. seed: of the search's own draws: the same
+        input and seed give the same plan.
     goal: `time`, `devices`, `memory` or `cost` (`meshwright.search.goals`).
     max_step_time_s: plans whose step takes longer do not count.
     advise: where nothing fits, work out what would, which takes up to ten seconds more.
@@ -99,6 +99,7 @@ def plan(
     CaptureError when the model can't be captured.
     """
     begun = time.perf_counter()
+    budget_s = default_budget_s() if budget_s is None else budget_s
     say = progress or (lambda message: None)
     where = parse_cluster(cluster, profile) if isinstance(cluster, str) else cluster
     wanted = parse_strategy(strategy)

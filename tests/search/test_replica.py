@@ -32,7 +32,8 @@ def gpt() -> Model:
 
 
 def counts(made: Plan) -> dict[tuple[str, str], tuple[int, int]]:
-    return {(c.kind, c.axis): (c.count, c.bytes) for c in made.predicted.collectives}
+    """With a collective for each tensor."""
+    return {(c.kind, c.axis): (c.count, c.bytes) for c in made.predicted.before_merging}
 
 
 def test_it_lies_outside_of_data() -> None:
@@ -66,7 +67,10 @@ def test_gradients_are_scattered_over_data_and_their_parts_reduced_over_replica(
     """Over replica once a step, however many microbatches: what waits is a part already."""
     model = gpt()
     strategy = f"replica=2,data=2,zero=3,microbatches={microbatches}"
-    found = counts(plan(model.task, "local:4", strategy, model=model))
+    made = plan(model.task, "local:4", strategy, model=model)
+    found = counts(made)
+    merged = {(c.kind, c.axis): c.count for c in made.predicted.collectives}
+    assert merged["all_reduce", "replica"] == 1 + microbatches * 2
     # The gradient of the positions is summed whole, before it is put into its table's rows.
     parameters = dict(model.task.model().named_parameters())
     nbytes = {name: 4 * parameter.numel() for name, parameter in parameters.items()}

@@ -119,7 +119,6 @@ def prepare(request: Request, out: Output, *, optimizer: str = "adamw", measure:
 def make_plan(prepared: Prepared, out: Output, strategy: str | None = None) -> Plan:
     """The plan of the file, checked against the model, or a new one."""
     from meshwright.api import plan, predict_again
-    from meshwright.search.search import BUDGET_S
 
     model, request = prepared.model, prepared.request
     if prepared.given is not None:
@@ -143,7 +142,7 @@ def make_plan(prepared: Prepared, out: Output, strategy: str | None = None) -> P
             model=model,
             progress=lambda text: update(text[:1].upper() + text[1:]),
             constraints=request.constraints,
-            budget_s=BUDGET_S if request.budget_s is None else request.budget_s,
+            budget_s=request.budget_s,
             seed=request.seed,
             goal=request.goal or "time",
             max_step_time_s=request.max_step_time_s,

@@ -321,9 +321,19 @@ class Lowering:
         table = self.forward if self.b.phase == "forward" else self.backward
         for result, local in zip(op.results, made, strict=True):
             if result is not None and local is not None:
+                if result in self.assignment.fixed:
+                    local = self._as_asked(result, local, op.source)
                 table[result] = local
                 if self.b.phase == "backward" and result in self.gradient_of:
                     self._gradient(result, local)
+
+    def _as_asked(self, value: str, local: str, source: Source) -> str:
+        """A result brought to how it was asked to lie, over the axes of which something was."""
+        layout = self.b.whole[local].layout
+        for axis, split in self.assignment.fixed[value].items():
+            layout = layout.without(axis)
+            layout = layout if split is None else layout.with_shard(axis, split)
+        return self.b.convert(local, layout, source)
 
     def _plain(
         self,
@@ -344,20 +354,10 @@ class Lowering:
             if result is None or layout is None:
                 local.append(None)
                 continue
-                if result in self.assignment.fixed:
-                    local = self._as_asked(result, local, op.source)
             value = self.program.values[result]
             storage = None
             if value.is_view:
                 storage = next(
-    def _as_asked(self, value: str, local: str, source: Source) -> str:
-        """A result brought to how it was asked to lie, over the axes of which something was."""
-        layout = self.b.whole[local].layout
-        for axis, split in self.assignment.fixed[value].items():
-            layout = layout.without(axis)
-            layout = layout if split is None else layout.with_shard(axis, split)
-        return self.b.convert(local, layout, source)
-
                     (
                         self.b.values[mine].storage
                         for name, mine in zip(names, operands, strict=True)

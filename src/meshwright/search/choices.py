@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 from meshwright.plan.types import Choice
 from meshwright.search.costing import Costed, Costing
 from meshwright.search.named import RESIDENCY
-from meshwright.search.space import Point, Space
+from meshwright.search.space import ClassKey, Point, Space
 
 __all__ = ["choices_of"]
 
@@ -32,9 +32,9 @@ def choices_of(costing: Costing, best: Costed) -> tuple[Choice, ...]:
     parts = point.sizes.get("tensor", 1)
     if parts > 1:
         for key in sorted({k for item in same for k in space.cut(item.point)}):
-            subject = f"cut of {key[0]} (dim {key[1]}) over tensor"
+            subject = f"cut of {_cut_text(space, key)} over tensor"
 
-            def cut(p: Point, key: tuple[str, int, int] = key) -> bool:
+            def cut(p: Point, key: ClassKey = key) -> bool:
                 return key in space.cut(p)
 
             made.append(_choice(costing, best, subject, cut, _cut_or_whole(cut), same))
@@ -53,12 +53,12 @@ def choices_of(costing: Costing, best: Costed) -> tuple[Choice, ...]:
         )  # fmt: skip
     for axis, key in sorted({entry for item in same for entry in item.point.beside}):
 
-        def over(p: Point, entry: tuple[str, tuple[str, int, int]] = (axis, key)) -> bool:
+        def over(p: Point, entry: tuple[str, ClassKey] = (axis, key)) -> bool:
             return entry in p.beside
 
         made.append(
             _choice(
-                costing, best, f"cut of {key[0]} (dim {key[1]}) over {axis}", over,
+                costing, best, f"cut of {_cut_text(space, key)} over {axis}", over,
                 _cut_or_whole(over), same,
             )
         )  # fmt: skip
@@ -100,6 +100,15 @@ def _choice(
         why=f"the best with that is {second.result.candidate.name}"
         + ("" if second.result.fits else ", which does not fit"),
     )
+
+
+def _cut_text(space: Space, key: ClassKey) -> str:
+    """A class of groups in words: its first parameter's dim, and how that is seen."""
+    path, dim, outer, extent = key
+    item = next(p for p in space.first.program.inputs_of("parameter") if p.path == path)
+    size = space.first.program.values[item.value].shape[dim]
+    way = "" if (outer, extent) == (1, size) else f" as {outer} x {extent}"
+    return f"{path} (dim {dim}{way})"
 
 
 def _cut_or_whole(cut: Callable[[Point], bool]) -> Callable[[Point], str]:

@@ -100,6 +100,10 @@ class Costing:
         except MeshwrightError as error:
             self.left_out.setdefault(name, error.message)
             return None
+        forbidden = self.space.forbidden(made)
+        if forbidden:
+            self.left_out.setdefault(name, f"'{forbidden}' forbids it")
+            return None
         key = self.space.key(made)
         known = self._by_key.get(key)
         if known is not None:

@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.cost.families import family_of
+from meshwright.cost.flops import op_flops
 from meshwright.cost.memory import optimizer_cost
 from meshwright.cost.table import CostTable
 from meshwright.errors import MeshwrightError, StrategyError
 from meshwright.layout.assignment import resolve
-from meshwright.layout.groups import Group
+from meshwright.layout.groups import Analysis, Group
 from meshwright.plan.types import BUCKET_BYTES, Decision
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
 from meshwright.search.bound import Decided, lower_bound, memory_lower_bound
@@ -216,7 +217,9 @@ class Estimator:
         except StrategyError:
             return
         for decision in decisions:
-            yield analysis.group(*resolve(analysis, decision))
+            value, split = resolve(analysis, decision)
+            group = analysis.group(value, split)
+            yield _alone(analysis, group, value) if decision.alone else group
 
     def _mask(self, axis: str) -> NDArray[np.bool_]:
         found = self._masks.get(axis)
@@ -460,6 +463,25 @@ class Estimator:
 
     def _collective(self, kind: str, parts: int, stride: int, nbytes: float) -> float:
         return self.costs.collective(kind, parts, stride, max(1, ceil(nbytes)))
+
+
+def _alone(analysis: Analysis, group: Group, value: str) -> Group:
+    """A group of which `value` alone is cut: the matrix work that uses it, to which tokens go."""
+    carriers = {value}
+    for op in analysis.program.ops:
+        names = analysis.operands[op.name]
+        if names and carriers.issuperset(names) and not op_flops(op, analysis.program.values):
+            carriers.update(name for name in op.results if name is not None)
+    cuts = {
+        name: cut for name, cut in group.cuts.items()
+        if not carriers.isdisjoint(analysis.operands[name])
+        and op_flops(analysis.by_name[name], analysis.program.values)
+    }  # fmt: skip
+    moved = {
+        name: split for name, split in group.members.items()
+        if name == value or any(name in analysis.operands[op] for op in cuts)
+    }  # fmt: skip
+    return Group(group.seed, moved, cuts, (), tuple(cuts))
 
 
 def _stride(point: Point, axis: str) -> int:

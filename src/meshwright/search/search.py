@@ -9,6 +9,7 @@ model, the cluster, the strategy and the seed alone.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from types import MappingProxyType
 
 from meshwright.cluster.types import Cluster
 from meshwright.cost.table import table_for
-from meshwright.errors import NoPlanFits, StrategyError
+from meshwright.errors import NoPlanFits, StrategyError, UsageError
 from meshwright.plan.types import STAGE, Choice, Stopped
 from meshwright.search import catalogue, moves
 from meshwright.search.choices import choices_of
@@ -32,9 +33,10 @@ from meshwright.search.strategy import Strategy, mesh_for, parse_strategy, pipel
 from meshwright.search.tree import Tree
 from meshwright.search.types import AnalysisFor, Candidate, Evaluate, Evaluated
 
-__all__ = ["BUDGET_S", "Candidate", "Found", "Goal", "SearchProgress", "search"]
+__all__ = ["BUDGET_S", "Candidate", "Found", "Goal", "SearchProgress", "default_budget_s", "search"]
 
 BUDGET_S = 20.0
+_BUDGET_VARIABLE = "MESHWRIGHT_BUDGET_SECONDS"
 _PATIENCE = 32  # evaluations of the tree in a row that find nothing better
 _ALTERNATIVES = 20
 _RUNNERS_UP = 1  # meshes beside the best one's whose best plan is improved as well
@@ -106,6 +108,22 @@ def search(
     return _found(costing, stopped, estimator)
 
 
+def default_budget_s() -> float:
+    """`BUDGET_S`, or what the environment says. Raises UsageError where that is no number."""
+    text = os.environ.get(_BUDGET_VARIABLE)
+    if text is None:
+        return BUDGET_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(
+            f"{_BUDGET_VARIABLE} is {text!r}.", "Give seconds, 0 or more, or leave it unset."
+        )
+    return seconds
+
+
 def _run(costing: Costing, cluster: Cluster | None, seed: int) -> Stopped:
     meshes = moves.meshes(costing.space, cluster)
     tree = Tree(costing, cluster, meshes, seed, _PATIENCE)
@@ -125,7 +143,7 @@ def _run(costing: Costing, cluster: Cluster | None, seed: int) -> Stopped:
 
 
 def _costed_names(costing: Costing, cluster: Cluster | None) -> None:
-    """The named strategies, those reckoned to be quickest first.
+    """The named strategies of one axis, then those of several; the quickest, as reckoned, first.
 
     One is left out where a bound shows that it is no better than the best, or where others
     of the same axes were costed and it is reckoned from them to be behind.
@@ -137,11 +155,13 @@ def _costed_names(costing: Costing, cluster: Cluster | None) -> None:
         for text in catalogue.texts(space, host)
         if catalogue.compatible(text, space.strategy, space.devices)
     ]
-    while points:
-        point = min(points, key=costing.reckoning.score)
-        points.remove(point)
-        if not costing.hopeless(point) and not costing.behind(point):
-            costing.cost(point)
+    plain = [point for point in points if len(point.mesh) <= 1]
+    for some in (plain, [point for point in points if len(point.mesh) > 1]):
+        while some:
+            point = min(some, key=costing.reckoning.score)
+            some.remove(point)
+            if not costing.hopeless(point) and not costing.behind(point):
+                costing.cost(point)
 
 
 def _smallest(costing: Costing, tree: Tree) -> None:

@@ -31,8 +31,8 @@ __all__ = [
     "parameter_classes",
 ]  # fmt: skip
 
-ClassKey = tuple[str, int, int]
-"""A class of groups by the first parameter that it cuts: its path, dim and `outer`."""
+ClassKey = tuple[str, int, int, int]
+"""A class of groups by the first parameter that it cuts: path, dim, and `Split`'s outer, extent."""
 
 # Axes over which gradients are summed, so that parameters can be stored cut over them.
 STORABLE = ("data", "context", "spatial", "edge", "expert")
@@ -228,6 +228,18 @@ class Space:
                 found[one.path] = kept, axes if kept != "always" else ()
         return found
 
+    def forbidden(self, made: Candidate) -> str | None:
+        """The constraint that forbids how a candidate runs, in the user's words."""
+        pipeline = made.pipeline
+        held = [(axis, str(size)) for axis, size in made.mesh.axes if size > 1]
+        return self.constraints.forbids_run(
+            microbatches=made.microbatches,
+            recompute=made.recompute,
+            schedule=pipeline.schedule if pipeline is not None else None,
+            virtual=pipeline.virtual if pipeline is not None else 1,
+            held=(*held, ("zero", str(made.zero))),
+        )
+
     def key(self, made: Candidate) -> Hashable:
         """What a candidate decides: equal for two that run alike."""
         return (
@@ -298,7 +310,7 @@ def _key_of(analysis: Analysis, item: GroupClass) -> ClassKey:
         for group in item.groups:
             split = group.members.get(parameter.value)
             if split is not None:
-                return parameter.path, split.dim, split.outer
+                return parameter.path, split.dim, split.outer, split.extent
     raise AssertionError("a class of groups cuts a parameter")
 
 

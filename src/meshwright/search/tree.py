@@ -31,6 +31,7 @@ _SHARPNESS = 4.0  # how strongly a prior prefers what is guessed to be quicker
 _CHANCE = 0.1  # part of descents' steps that go by the prior alone, drawn at random
 _WIDE = 1.8  # moves guessed to take so much longer than the best of their kind are left out
 _GROUP_OPTIONS = 8
+_MESHES = 48  # that a tree begins with at most
 
 End = str  # "closed" or "patience"
 
@@ -145,7 +146,7 @@ class Tree:
     def _options(self, node: _Node) -> Iterable[Point]:
         space, point = self.costing.space, node.point
         if node.level == 0:
-            for mesh in self.meshes:
+            for mesh in self._likely():
                 yield self.complete(mesh)
         elif node.level == 1:
             yield point
@@ -166,6 +167,21 @@ class Tree:
             for option in moves.residency_options(space, point):
                 yield option
                 yield moves.small_whole(space, option)
+
+    def _likely(self) -> list[tuple[tuple[str, int], ...]]:
+        """Meshes that are reckoned best, in their own order where nothing is known of them."""
+        if self.costing.estimator is None or len(self.meshes) <= _MESHES:
+            return list(self.meshes)
+        strategy = self.costing.space.strategy
+        stages = (0, 3) if strategy.zero is None else (strategy.zero,)
+
+        def score(mesh: tuple[tuple[str, int], ...]) -> float:
+            count = moves.counts(self.costing.space, mesh)[0]
+            return min(self._time(Point(mesh, microbatches=count, zero=z)) for z in stages)
+
+        ranked = sorted(self.meshes, key=score)
+        self.costing.ruled_out += len(ranked) - _MESHES
+        return ranked[:_MESHES]
 
     def _time(self, point: Point) -> float:
         return self.costing.reckoning.score(point)
