@@ -60,8 +60,10 @@ def test_owners_of_whole_parameters_broadcast_them() -> None:
 
 def test_blocks_that_draw_are_alike() -> None:
     """With all blocks computed again only their inputs are kept, though each draws otherwise."""
+    # One pass of the optimizer: its scratch values would be the peak otherwise.
+    executor = replace(BUFFERED, fused_optimizer=True)
     memory = {
-        recompute: run("data=4", BUFFERED, dropout=0.1, recompute=recompute).memory["activations"]
+        recompute: run("data=4", executor, dropout=0.1, recompute=recompute).memory["activations"]
         for recompute in ("none", "full")
     }
-    assert memory["full"] < 0.5 * memory["none"]
+    assert memory["full"] < 0.25 * memory["none"]
