@@ -166,8 +166,10 @@ def rearranged_bytes(op: Op, values: Mapping[str, Value], extent: int) -> int:
         # What stays is copied beside what comes; about two borders are in the measured time.
         made = sum(values[item].nbytes for item in op.results if item is not None)
         return max(made - 2 * sent_bytes(op, values), 0)
-    if extent == 1 or kind not in ("all_gather", "reduce_scatter"):
+    if extent == 1 or kind not in ("all_gather", "reduce_scatter", "all_reduce"):
         return 0
+    if kind == "all_reduce":
+        return sum(values[x].nbytes for x in op.operands()) if tensors_of(op) > 1 else 0
     if tensors_of(op) > 1:
         # Put side by side before they are sent, and gathered ones apart again.
         rows = extent * _row_bytes(op, values, extent)

@@ -23,6 +23,7 @@ from meshwright.cost.scratch import rearranged_bytes
 from meshwright.cost.waiting import waiting_seconds
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import StoredParameter
+from meshwright.layout.merge import tensors_of
 from meshwright.program.types import Op, Value
 
 _TABLES_KEPT = 8
@@ -82,6 +83,10 @@ class CostTable:
             # Causal and transposed are told apart by flags among the arguments.
             key.append(tuple(item if isinstance(item, bool) else None for item in op.args))
             key.append(dict(op.kwargs).get("is_causal"))
+        elif family == "reduction":
+            key.append(op.args[1:])  # rows or columns
+        elif op.kwargs:
+            key.append(dict(op.kwargs).get("approximate"))
         found = self._ops.get(entry := tuple(key))
         if found is None:
             times = [
@@ -155,14 +160,16 @@ class CostTable:
         if all(profile.fitted is None for profile in self.profiles):
             return 0.0
         moved = rearranged_bytes(op, values, extent)
-        return self.streaming(2 * moved) if moved else 0.0
+        tensors = tensors_of(op)
+        # A few small ops for each tensor of a bucket take about as long as a launch.
+        return self.streaming(2 * moved, tensors if tensors > 1 else 1) if moved else 0.0
 
-    def side_by_side(self, kind: str, nbytes: int, extent: int) -> float:
-        """The same for a merged collective of which the payload alone is known."""
-        if kind == "all_reduce" or all(profile.fitted is None for profile in self.profiles):
+    def side_by_side(self, kind: str, nbytes: int, extent: int, tensors: int) -> float:
+        """The same for a merged collective of which payload and tensors alone are known."""
+        if tensors == 1 or all(profile.fitted is None for profile in self.profiles):
             return 0.0
         moved = nbytes + nbytes // extent if kind == "all_gather" else nbytes
-        return self.streaming(2 * moved)
+        return self.streaming(2 * moved, tensors)
 
     def step_overhead(self, microbatches: int) -> float:
         """What the step loop takes beside ops, as calibration timed it; else nothing."""

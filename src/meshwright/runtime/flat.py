@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from meshwright.runtime.primitives import Cut, part_of
@@ -17,6 +18,9 @@ from meshwright.runtime.primitives import Cut, part_of
 
 def flatten(tensors: Sequence[Tensor], flat: Tensor) -> None:
     """All elements of the tensors, one tensor after the other, copied to `flat`."""
+    if all(x.is_contiguous() for x in tensors):
+        torch.cat([x.view(-1) for x in tensors], out=flat)
+        return
     for place, x in zip(opened(flat, [x.shape for x in tensors]), tensors, strict=True):
         place.copy_(x)
 
@@ -56,6 +60,12 @@ def part_shapes(
 def fill_rows(tensors: Sequence[Tensor], cuts: Sequence[Cut], rows: Tensor) -> None:
     """Copy to `rows`, [parts, row], of each device its parts of the tensors."""
     parts = rows.shape[0]
+    if all(
+        x.is_contiguous() and _in_runs(x.shape, cut, parts)
+        for x, cut in zip(tensors, cuts, strict=True)
+    ):
+        torch.cat([x.view(parts, -1) for x in tensors], dim=1, out=rows)
+        return
     for device in range(parts):
         start = 0
         for x, cut in zip(tensors, cuts, strict=True):
@@ -68,6 +78,11 @@ def fill_rows(tensors: Sequence[Tensor], cuts: Sequence[Cut], rows: Tensor) -> N
 def row_of(blocks: Sequence[Tensor], length: int) -> Tensor:
     """[row]: this device's own parts."""
     row = blocks[0].new_empty(length)
+    start = sum(block.numel() for block in blocks)
+    if all(block.is_contiguous() for block in blocks):
+        torch.cat([block.view(-1) for block in blocks], out=row[:start])
+        row[start:].zero_()
+        return row
     start = 0
     for block in blocks:
         row[start : start + block.numel()].view(block.shape).copy_(block)
@@ -80,6 +95,12 @@ def joined(
     rows: Tensor, wholes: Sequence[tuple[int, ...]], cuts: Sequence[Cut], parts: int
 ) -> list[Tensor]:
     """The tensors whose parts lie in the rows of all devices, each in memory of its own."""
+    if all(_in_runs(whole, cut, parts) for whole, cut in zip(wholes, cuts, strict=True)):
+        lengths = [math.prod(whole) // parts for whole in wholes]
+        return [
+            x.reshape(whole)
+            for x, whole in zip(torch.split(rows, lengths, dim=1), wholes, strict=True)
+        ]
     results = [rows.new_empty(whole) for whole in wholes]
     for device in range(parts):
         start = 0
@@ -88,3 +109,16 @@ def joined(
             place.copy_(rows[device, start : start + place.numel()].view(place.shape))
             start += place.numel()
     return results
+
+
+def _in_runs(whole: Sequence[int], cut: Cut, parts: int) -> bool:
+    """Whether each device's part is one run of the tensor's memory, in the order of devices.
+
+    Then all tensors are copied by one op, in place of one for each part.
+    """
+    return (
+        cut.outer == 1
+        and cut.extent % parts == 0
+        and cut.shift % parts == 0
+        and math.prod(whole[: cut.dim]) == 1
+    )

@@ -155,8 +155,8 @@ class _Staged:
     def _together(self, tasks: Sequence[Task]) -> Task:
         task = self._recost(tasks[0], sum(task.nbytes for task in tasks))
         extent = self.lowered.mesh.extent(task.axis)
-        moved_s = self.costs.side_by_side(task.kind, task.nbytes, extent)
         tensors = sum(task.tensors for task in tasks)
+        moved_s = self.costs.side_by_side(task.kind, task.nbytes, extent, tensors)
         return task._replace(tensors=tensors, seconds=task.seconds + moved_s)
 
     def _turn(self, stage: int, turn: Turn) -> Timed:
