@@ -281,6 +281,7 @@ def _rows(make: _Maker) -> Iterator[Probe]:
             y = getattr(torch.ops.aten, kind)(x, 1, False)
             yield make.probe(kind, x, 1, False)
             yield make.probe(f"{kind}_backward_data", g, y, 1, torch.float32)
+        yield make.probe("_safe_softmax", x, 1)
         _, mean, scale = torch.ops.aten.native_layer_norm(x, [width], weight, weight, 1e-5)
         for affine in (weight, None):
             yield make.probe("native_layer_norm", x, [width], affine, affine, 1e-5)
