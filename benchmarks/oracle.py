@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -32,7 +33,7 @@ from meshwright.lower.alone import Alone
 from meshwright.lower.lower import lower
 from meshwright.model import Model
 from meshwright.planner import plan
-from meshwright.search.oracle import OracleError, solve
+from meshwright.search.oracle_solve import OracleError, solve
 from meshwright.simulate.step import simulate
 from meshwright.task import Task
 from meshwright.zoo.reference import load_task
@@ -110,9 +111,9 @@ def cases(draws: int) -> Iterator[Case]:
     for cluster in CLUSTERS:
         for name, options in ZOO:
             title = " ".join((name, *(f"{key}={value}" for key, value in options.items())))
-            yield Case(title, cluster, lambda n=name, o=options: load_task(n, dict(o)))
+            yield Case(title, cluster, partial(load_task, name, dict(options)))
         for seed in range(draws):
-            yield Case(f"drawn {seed}", cluster, lambda s=seed: drawn(s))
+            yield Case(f"drawn {seed}", cluster, partial(drawn, seed))
 
 
 def measure(case: Case, model: Model, budget_s: float, oracle_s: float) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ from meshwright.lower.alone import Alone
 from meshwright.lower.lower import lower
 from meshwright.model import Model
 from meshwright.search.named import candidate
-from meshwright.search.oracle import objective, solve
+from meshwright.search.oracle import Choice, Problem, objective
+from meshwright.search.oracle_solve import solve
 from meshwright.search.strategy import mesh_for, parse_strategy
 from meshwright.simulate.step import simulate
 from meshwright.task import Task
@@ -106,6 +109,65 @@ def test_what_it_finds_runs_in_the_time_it_says_and_is_not_beaten(name: str, whe
         except StrategyError:  # a model without sequences has none to cut
             continue
         assert found.seconds <= simulated(name, assignment, where) * 1.001
+
+
+class Product(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sum(x @ self.weight)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        (512, (96,)),
+        pytest.param(4, (96, 64), marks=pytest.mark.all),
+        pytest.param(2048, (96, 64), marks=pytest.mark.all),
+    ],
+)
+def test_of_a_tiny_program_it_is_the_best_of_all(rows: int, shape: tuple[int, ...]) -> None:
+    """Every combination of forms, inputs and ways to store is lowered and simulated."""
+    task = Task(
+        lambda: Product(*shape), loss=lambda model, batch: model(batch), batch=torch.ones(rows, 96)
+    )
+    found = Model(task).whole(1)
+    mesh = Mesh((("data", 2),))
+    tables = {where: table_for(cluster(where)) for where in ("local:2", "1x2:h100-sxm")}
+    alones = {
+        where: Alone(found, mesh, costs, bucket_bytes=BUCKETS) for where, costs in tables.items()
+    }
+    alone = alones["local:2"]
+    problem = alone.problem()
+    plans = [
+        lower(found, alone.assignment(choice, problem), mesh.coordinate(0), BUCKETS)
+        for choice in every_choice(problem)
+    ]
+    assert len(plans) > 100
+    for where, costs in tables.items():
+        solution = solve(alones[where].problem(), seconds=20)
+        least = min(
+            simulate(
+                lowered, cluster(where), microbatches=1, optimizer="adamw",
+                memory_curve=False, costs=costs,
+            ).step_time_s
+            for lowered in plans
+        )  # fmt: skip
+        assert solution.proved
+        assert solution.seconds == pytest.approx(least, rel=1e-4)
+
+
+def every_choice(problem: Problem) -> Iterator[Choice]:
+    for forms in product(*(op.forms for op in problem.ops)):
+        for inputs in product(*problem.inputs.values()):
+            for stored in product(*(item.options for item in problem.parameters)):
+                yield Choice(
+                    {op.name: form for op, form in zip(problem.ops, forms, strict=True)},
+                    dict(zip(problem.inputs, inputs, strict=True)),
+                    {i.path: how for i, how in zip(problem.parameters, stored, strict=True)},
+                )
 
 
 class Picks(nn.Module):

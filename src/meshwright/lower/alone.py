@@ -399,6 +399,7 @@ class Alone:
             once=self.once,
             axes=self.mesh.names,
             merging=Merging(self.bucket_bytes, self._bucket_seconds),
+            beside=any(profile.device != "cpu" for profile in self.costs.profiles),
         )
 
     def _choosing(self, op: Op, forms: tuple[Form, ...]) -> Choosing:
