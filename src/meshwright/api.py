@@ -135,6 +135,7 @@ def parallelize(
     check_executable(resolved)
     mesh = Mesh(tuple(resolved.mesh.items()))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    alone = communicator is None  # in this process; other ranks may be its threads
     if communicator is None:
         process = init_process(place)
         check_devices(resolved, process.world)
@@ -145,13 +146,19 @@ def parallelize(
 
     def compile_for(batch: Any) -> Compiled:
         captured, analysis = model.captured(batch)
+
+        def lowered_at(place: Mapping[str, int]) -> LoweredProgram:
+            clip = resolved.clip_norm is not None
+            assignment = assign(analysis, mesh, resolved.decisions, resolved.parameters, clip)
+            return lower(analysis, assignment, place, resolved.bucket_bytes)
+
         try:
             check_plan(resolved, captured.program)
-            assignment = assign(
-                analysis, mesh, resolved.decisions, resolved.parameters,
-                resolved.clip_norm is not None,
+            lowered = lowered_at(coordinate) if alone else model.lowerings.get(
+                (analysis, resolved.decisions, resolved.parameters),
+                (mesh, resolved.clip_norm is not None, resolved.bucket_bytes),
+                coordinate, lowered_at,
             )  # fmt: skip
-            lowered = lower(analysis, assignment, coordinate, resolved.bucket_bytes)
         except MeshwrightError as error:
             raise PlanError(
                 f"The plan does not hold for a microbatch of {describe_leaves(batch)}: "

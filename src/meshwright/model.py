@@ -25,6 +25,7 @@ from meshwright.capture.shorten import (
 from meshwright.capture.trace import Captured, capture
 from meshwright.layout.groups import Analysis
 from meshwright.lower.probing import Probing, probing
+from meshwright.lower.shared import Lowerings
 from meshwright.outline import Outline
 from meshwright.program.rolled import Irregular, Rolled, Unrolled
 from meshwright.runtime.microbatch import batch_size, microbatch_of
@@ -46,6 +47,7 @@ class Model:
     capture_s: float = 0.0
     blueprint: Blueprint = field(init=False)
     prober: Probing = field(init=False)
+    lowerings: Lowerings = field(init=False, default_factory=Lowerings)
     captures: int = field(init=False, default=0)
     shorten: bool = field(init=False, default=True)
     why_whole: str = field(init=False, default="")

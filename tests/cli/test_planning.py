@@ -22,7 +22,7 @@ def test_plan_as_json(here: Here) -> None:
     assert found.keys() >= FIGURES | {
         "strategy", "mesh", "capture_s", "search_s", "lower_s", "alternatives", "gap",
     }  # fmt: skip
-    assert found["gap"] is None
+    assert found["gap"] >= 0
     assert found["mesh"].keys() == {"data", "tensor"}
     assert found["alternatives"]
     for other in found["alternatives"]:
@@ -52,7 +52,7 @@ def test_nothing_fits(here: Here, tmp_path: Path) -> None:
 
     small = builtin_profile("h100-sxm").model_copy(update={"memory_bytes": 1_000_000})
     save_profile(small, "small.json")
-    model = ("zoo:gpt", "-o", "layers=2", "-o", "width=512", "-o", "seq_len=32")
+    model = ("zoo:gpt", "-o", "layers=2", "-o", "width=128", "-o", "seq_len=32")
     done = here("plan", *model, "--global-batch", "8", "--cluster", "1x4:small.json")
     check_error(done, 3, "No plan fits", "The closest is")
     done = here("compare", *model, "--global-batch", "8", "--cluster", "1x4:small.json", "--json")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from meshwright.cluster.mesh import Mesh
-from meshwright.layout.types import Layout, Split, cuts
+from meshwright.layout.types import Layout, Split, shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,9 @@ def local_cut(
     outer, extent = split.outer, split.extent
     size = shape[split.dim]
     minor = size // (outer * extent) if outer * extent else 1
-    for other, parts, index, remaining in cuts(
-        tuple(shape), layout.without(axis), mesh, coordinate
-    ):
+    for other, remaining, count in shares(layout.without(axis), mesh, coordinate):
         if other.dim != split.dim:
             continue
-        _, count = Split(other.dim, other.outer, remaining).part(index, parts)
         if (other.outer, other.extent) == (split.outer, split.extent):
             extent = count
         elif other.outer * other.extent <= split.outer:

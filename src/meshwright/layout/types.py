@@ -91,10 +91,36 @@ def local_shape(
 ) -> tuple[int, ...]:
     """Shape of the part that the device at `coordinate` holds."""
     sizes = list(shape)
-    for split, parts, index, extent in cuts(shape, layout, mesh, coordinate):
-        _, count = Split(split.dim, split.outer, extent).part(index, parts)
+    for split, extent, count in shares(layout, mesh, coordinate):
         sizes[split.dim] = sizes[split.dim] // extent * count if extent else 0
     return tuple(sizes)
+
+
+def shares(
+    layout: Layout, mesh: Mesh, coordinate: Mapping[str, int]
+) -> list[tuple[Split, int, int]]:
+    """Each cut of `layout` as (split, extent that it divides, how much of it the device holds).
+
+    Asks for the device's coordinate only where parts differ in size.
+    """
+    result = []
+    left: dict[tuple[int, int, int], int] = {}
+    for axis, split in layout.shards:
+        key = (split.dim, split.outer, split.extent)
+        extent = left.get(key, split.extent)
+        parts = mesh.extent(axis)
+        count = share(split, extent, axis, parts, coordinate)
+        result.append((split, extent, count))
+        left[key] = count
+    return result
+
+
+def share(split: Split, extent: int, axis: str, parts: int, coordinate: Mapping[str, int]) -> int:
+    """How much of `extent` the device at `coordinate` holds."""
+    if extent % parts == 0:
+        return extent // parts
+    index = split.number(coordinate[axis], parts)
+    return Split(split.dim, split.outer, extent).part(index, parts)[1]
 
 
 def cuts(

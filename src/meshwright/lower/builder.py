@@ -117,11 +117,8 @@ class Builder:
         """
         whole = self.whole[value]
         start, count = 0, whole.shape[dim]
-        for split, parts, index, extent in cuts(
-            whole.shape, whole.layout, self.mesh, self.coordinate
-        ):
-            if split.dim != dim:
-                continue
+        mine = Layout(tuple(item for item in whole.layout.shards if item[1].dim == dim))
+        for split, parts, index, extent in cuts(whole.shape, mine, self.mesh, self.coordinate):
             if split.outer != 1:
                 raise AssertionError(f"{value}: dim {dim} is not cut in contiguous parts")
             minor = whole.shape[dim] // split.extent

@@ -14,6 +14,7 @@ from meshwright.layout.assignment import Assignment
 from meshwright.layout.groups import Analysis
 from meshwright.layout.types import Layout
 from meshwright.lower.builder import Builder
+from meshwright.lower.shared import first
 from meshwright.program.types import Op, Program, Ref, Source
 
 _ADD = "aten.add.Tensor"
@@ -72,7 +73,7 @@ def as_term(b: Builder, value: str, axes: frozenset[str], source: Source) -> str
     for axis in missing:
         layout = layout.with_partial(axis, "sum")
     held = b.values[value]
-    if any(b.coordinate[axis] for axis in missing):
+    if not all(first(b.coordinate, axis) for axis in missing):
         return b.fill(0, whole.shape, held.dtype, layout, like=value, source=source)
     return b.emit(
         "aten.alias.default", (Ref(value),), whole.shape, held.dtype, layout,

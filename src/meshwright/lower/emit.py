@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -43,9 +45,15 @@ def emit(
     writer = _Writer(section, local_ops, device, wrap)
     text = writer.write(name)
     scope: dict[str, Any] = dict(writer.globals)
-    exec(compile(text, f"<meshwright {name}>", "exec"), scope)
+    exec(_compiled(name, text), scope)
     run: Run = scope[name]
     return run, text
+
+
+@lru_cache(maxsize=16)
+def _compiled(name: str, text: str) -> CodeType:
+    """Ranks that are threads of one process mostly run the same text."""
+    return compile(text, f"<meshwright {name}>", "exec")
 
 
 class _Writer:

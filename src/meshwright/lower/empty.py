@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from meshwright.cluster.mesh import Mesh
-from meshwright.layout.types import Reduce, Split
+from meshwright.layout.types import Reduce, Split, share
 from meshwright.rules.types import FactorCut, OpRule, Shape
 
 _BITS = {"int64": 64, "int32": 32, "int16": 16, "int8": 8}
@@ -25,8 +25,7 @@ def emptied(
         if cut is not None:
             extent = left.get(cut, cut.extent)
             split = Split(0, cut.outer, extent, cut.shift)
-            part = split.number(coordinate[axis], mesh.extent(axis))
-            left[cut] = split.part(part, mesh.extent(axis))[1]
+            left[cut] = share(split, extent, axis, mesh.extent(axis), coordinate)
     return frozenset(cut.factor for cut, count in left.items() if not count)
 
 

@@ -12,6 +12,7 @@ from typing import cast
 
 from meshwright.layout.types import Reduce
 from meshwright.lower.empty import neutral
+from meshwright.lower.shared import first
 from meshwright.lower.special import Site
 from meshwright.program.types import Argument, Ref
 
@@ -48,7 +49,7 @@ def _base(site: Site, reduce: Reduce = "sum") -> Ref:
         for axis, cut in site.chosen.items()
         if cut.factor not in held and site.rule.reduces(0, cut.factor)
     ]
-    if all(site.b.coordinate[axis] == 0 for axis in axes):
+    if all(first(site.b.coordinate, axis) for axis in axes):
         return x
     number = neutral(reduce, site.b.values[x.name].dtype)
     return site.fill(number, site.shape(x), site.layout(x))
