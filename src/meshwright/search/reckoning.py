@@ -48,6 +48,10 @@ class Reckoning:
         self._least = min(r[0] for r in every), min(r[1] for r in every)
         self._seen.setdefault(_kind(point), []).append(ratio)
 
+    def knows(self, point: Point) -> bool:
+        """Whether a point of its kind was simulated."""
+        return _kind(point) in self._seen
+
     def reckon(self, point: Point) -> tuple[float, float, int]:
         """Seconds and bytes, at the least that points of its kind suggest; how many those are."""
         guess = self.guess(point)

@@ -145,8 +145,9 @@ def _run(costing: Costing, cluster: Cluster | None, seed: int) -> Stopped:
 def _costed_names(costing: Costing, cluster: Cluster | None) -> None:
     """The named strategies of one axis, then those of several; the quickest, as reckoned, first.
 
-    One is left out where a bound shows that it is no better than the best, or where others
-    of the same axes were costed and it is reckoned from them to be behind.
+    One is left out where a bound shows that it is no better than the best. Of those of
+    several axes also one that others of the same axes, which were costed, show to be behind:
+    how far a guess is off for one kind of axis says nothing of another.
     """
     space = costing.space
     host = cluster.groups[0].devices if cluster is not None else 8
@@ -160,7 +161,10 @@ def _costed_names(costing: Costing, cluster: Cluster | None) -> None:
         while some:
             point = min(some, key=costing.reckoning.score)
             some.remove(point)
-            if not costing.hopeless(point) and not costing.behind(point):
+            left_out = costing.hopeless(point) or (
+                len(point.mesh) > 1 and costing.reckoning.knows(point) and costing.behind(point)
+            )
+            if not left_out:
                 costing.cost(point)
 
 
