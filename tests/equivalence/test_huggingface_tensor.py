@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
 import pytest
 from huggingface_models import HUGGINGFACE
+from matrix import model
 
-from meshwright.capture.trace import capture
 from meshwright.cluster.mesh import Mesh
 from meshwright.cost.flops import op_flops
 from meshwright.layout.assignment import assign
-from meshwright.layout.groups import Analysis
 from meshwright.lower.lower import lower
 from meshwright.search.named import candidate
 
@@ -31,9 +31,10 @@ MEGATRON = {
 }  # fmt: skip
 
 
+@cache
 def lowered(name, parts):
-    program = capture(HUGGINGFACE[name]()).program
-    analysis, mesh = Analysis(program), Mesh((("tensor", parts),))
+    analysis, mesh = model(name).microbatch(1)[1], Mesh((("tensor", parts),))
+    program = analysis.program
     chosen = candidate(analysis, mesh, zero=0, microbatches=1)
     made = lower(analysis, assign(analysis, mesh, chosen.decisions, chosen.parameters),
                  {"tensor": 0})  # fmt: skip
