@@ -30,7 +30,7 @@ from meshwright.layout.assignment import resolve
 from meshwright.layout.groups import Analysis, Group
 from meshwright.plan.types import BUCKET_BYTES, Decision
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
-from meshwright.search.bound import Decided, lower_bound, memory_lower_bound
+from meshwright.search.bound import Decided, MemoryBound, lower_bound, memory_lower_bound
 from meshwright.search.sequence_groups import token_groups
 from meshwright.search.space import IDLE, STAGE, STORABLE, ClassKey, Point, Space
 
@@ -62,6 +62,38 @@ class _Class:
     paths: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Bytes of a device: parameters and optimizer state, throughout; parameters that it steps
+    (and how many tensors those are); what gradients take beside these while microbatches are
+    added up; whole parameters that are gathered for the step."""
+
+    always: float
+    stepped: int
+    stepped_bytes: float
+    gradients: float
+    gathered: float
+
+
+@dataclass(frozen=True)
+class _Lifetimes:
+    """Of each value: the op that makes it, the last that uses it, by number, and its bytes."""
+
+    born: NDArray[np.int_]
+    gone: NDArray[np.int_]
+    nbytes: NDArray[np.float64]
+
+    def peak(self, share: NDArray[np.float64]) -> float:
+        """Most bytes that are there at once, where each op makes a share of its results."""
+        if not len(self.born):
+            return 0.0
+        held = self.nbytes * share[self.born]
+        count = len(share) + 1
+        comes = np.bincount(self.born, held, count)
+        goes = np.bincount(self.gone + 1, held, count)
+        return float(np.cumsum(comes - goes).max())
+
+
 class Estimator:
     """Estimates of points of one space on one cluster.
 
@@ -81,6 +113,9 @@ class Estimator:
         self.costs = costs
         self.optimizer = optimizer_cost(optimizer)
         self.optimizer_name = optimizer
+        accelerators = any(profile.device != "cpu" for profile in costs.profiles)
+        # What an accelerator's allocator holds beside what is in use, as a share of it.
+        self._unused = costs.constants.memory_fragmentation if accelerators else 0.0
         analysis = space.first
         program = analysis.program
         self.microbatches = space.strategy.microbatches or 1  # that the Program is for
@@ -104,7 +139,7 @@ class Estimator:
             for item in program.inputs_of("parameter")
         }
         self._bounds: dict[int, float] = {}
-        self._saved_floor: dict[int, float] = {}
+        self._memory_bounds: dict[int, MemoryBound] = {}
         self._masks: dict[str, NDArray[np.bool_]] = {}
         self._groups: dict[str, tuple[Group, ...]] = {}
         self._class_facts: dict[tuple[int, ClassKey], _Class | None] = {}
@@ -116,7 +151,7 @@ class Estimator:
             op.name: weights.get(_top(op.source.module, weights), 1) for op in program.ops
         }
         self._seen: dict[Point, Estimate] = {}
-        self.saved = self._saved(weight)
+        self._lives = self._lifetimes(weight)
 
     def __call__(self, point: Point) -> Estimate:
         found = self._seen.get(point)
@@ -141,16 +176,15 @@ class Estimator:
             ).step_s  # fmt: skip
         return found
 
-    def _saved_bytes(self, devices: int) -> float:
-        """Bytes that one microbatch saves at least, a device, in the Program's microbatches."""
-        if self.space.strategy.recompute != "none":
-            return 0.0
-        found = self._saved_floor.get(devices)
+    def _least_bytes(self, devices: int) -> MemoryBound:
+        """What is held at least, in the Program's microbatches."""
+        found = self._memory_bounds.get(devices)
         if found is None:
-            found = self._saved_floor[devices] = memory_lower_bound(
+            found = self._memory_bounds[devices] = memory_lower_bound(
                 self.space.first, devices=devices, microbatches=self.microbatches,
                 optimizer=self.optimizer_name, stands_for=self.weights,
-            ).saved  # fmt: skip
+                decided=Decided(recompute=self.space.strategy.recompute),
+            )  # fmt: skip
         return found
 
     def lower_bound_s(self) -> float:
@@ -169,25 +203,39 @@ class Estimator:
             return 0.0, 0, 0.0
         return cost.seconds, cost.launches, cost.host_s
 
-    def _saved(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Bytes that each forward op makes and the backward uses."""
-        program = self.space.first.program
-        used = {
-            program.values[name].storage
-            for op in program.phase_ops("backward")
-            for name in self.space.first.operands[op.name]
-        }
-        saved = np.zeros(len(self.ops))
-        for op in program.phase_ops("forward"):
+    def _lifetimes(self, weight: NDArray[np.float64]) -> _Lifetimes:
+        """When each value that an op makes comes and goes, parameters' gradients left out."""
+        analysis = self.space.first
+        program = analysis.program
+        makers: dict[str, int] = {}
+        last: dict[str, int] = {}
+        reach = 0  # number of the op at or before which views are taken
+        for op in program.ops:
             number = self.number.get(op.name)
             if number is None:
+                number = reach
+            else:
+                reach = number
+                for name in op.results:
+                    if name is not None:
+                        makers.setdefault(program.values[name].storage, number)
+            for name in (*analysis.operands[op.name], *op.results):
+                if name is not None:
+                    last[program.values[name].storage] = number
+        gradients = {program.values[n].storage for n in program.gradients.values() if n}
+        given = {program.values[item.value].storage for item in program.inputs}
+        backward = [op.phase == "backward" for op in self.ops]
+        born, gone, nbytes = [], [], []
+        for storage, number in makers.items():
+            if storage in gradients or storage in given or storage not in program.values:
                 continue
-            saved[number] = weight[number] * sum(
-                program.values[name].nbytes
-                for name in op.results
-                if name is not None and name in used
-            )
-        return saved
+            end = last[storage]
+            # What waits for the backward is there in every block that the op stands for.
+            times = weight[number] if backward[end] and not backward[number] else 1.0
+            born.append(number)
+            gone.append(end)
+            nbytes.append(program.values[storage].nbytes * times)
+        return _Lifetimes(np.array(born, int), np.array(gone, int), np.array(nbytes, float))
 
     def groups(self, axis: str) -> tuple[Group, ...]:
         """Groups that an axis other than `tensor` cuts."""
@@ -262,21 +310,48 @@ class Estimator:
             for axis in ("context", "spatial", "edge", "expert")
             if axis in sizes
         )
-        stored, stepped, persistent, gradients, whole = self._memory(point, sizes, tensor_cuts)
-        moved = self.optimizer.passes * stored
-        # At the end of the first forward there are no gradients, but all that is saved.
-        saved = self._saved_bytes(prod(sizes.values())) * scale
-        optimizer_s = self.costs.streaming(moved, self.optimizer.ops) if stepped else 0.0
-        stages = sizes.get(STAGE, 1)
-        if stages > 1 or self.space.constraints:
+        held = self._memory(point, sizes, tensor_cuts)
+        moved = self.optimizer.passes * held.stepped_bytes
+        optimizer_s = self.costs.streaming(moved, self.optimizer.ops) if held.stepped else 0.0
+        if sizes.get(STAGE, 1) > 1 or self.space.constraints:
             # How stages divide the model is not known here, nor what constraints change.
-            floor_reduce_s = persistent = 0.0
+            floor_reduce_s = 0.0
         return Estimate(
             compute_s + tensor_s * count + reduce_s + others_s + optimizer_s,
-            persistent + gradients + whole + float((self.saved * share).sum()) * scale,
+            self._bytes(
+                held, (self._lives.peak(share) + self._gathered_keys(point, sizes)) * scale, count
+            ),
             max(self.bound_s(active), _SAFE * floor_reduce_s),
-            _SAFE * max(persistent, persistent and persistent - stored + saved),
+            _SAFE * self._floor_bytes(held, sizes, scale),
         )
+
+    def _gathered_keys(self, point: Point, sizes: Mapping[str, int]) -> float:
+        """Keys and values that attention over a cut sequence keeps whole."""
+        parts = sizes.get("context", 1)
+        if parts == 1 or point.attention is not None:
+            return 0.0
+        others = prod(size for axis, size in sizes.items() if axis in ("data", "replica"))
+        values = sum(self._moved("context")[1]) / 2  # the backward's are those of the forward
+        return values * (1 - 1 / parts) / others
+
+    def _bytes(self, held: _Held, activations: float, count: int) -> float:
+        """At the end of a forward, or when the optimizer steps."""
+        added = held.stepped_bytes + held.gradients if count > 1 else 0.0
+        scratch = self.optimizer.scratch if self._unused else 0.0
+        return held.always + (1 + self._unused) * max(
+            held.gathered + activations + added, held.stepped_bytes * (1 + scratch)
+        )
+
+    def _floor_bytes(self, held: _Held, sizes: Mapping[str, int], scale: float) -> float:
+        """As `_bytes`, of what is certain."""
+        general = self._least_bytes(prod(sizes.values()))
+        always, gradients = float(general.persistent), float(general.gradients)
+        unknown = any(axis in sizes for axis in (STAGE, "spatial", "edge", "context"))
+        if not unknown and not self.space.constraints:
+            # No axis cuts parameters otherwise than is reckoned with.
+            always = max(always, held.always)
+            gradients = max(gradients, held.stepped_bytes)
+        return always + (1 + self._unused) * max(general.saved * scale, gradients)
 
     def _tensor(
         self, point: Point, share: NDArray[np.float64], sizes: Mapping[str, int]
@@ -402,6 +477,8 @@ class Estimator:
         analysis = self.space.first
         values = analysis.program.values
         gradients = {name for name in analysis.program.gradients.values() if name}
+        # Parameters are not exchanged: those that an axis cuts stay where they are.
+        stay = {values[item.value].storage for item in analysis.program.inputs_of("parameter")}
         pending, ends = [], []
         for group in self.groups(axis):
             if axis == "context":
@@ -416,16 +493,13 @@ class Estimator:
                     pending += [values[name].nbytes] * self._weight(name)
             for name in group.ends:
                 for used in dict.fromkeys(analysis.operands[name]):
-                    if used in group.members:
+                    if used in group.members and values[used].storage not in stay:
                         ends += [values[used].nbytes] * self._weight_of_op[name]
         self._exchanged[axis] = pending, ends
         return pending, ends
 
-    def _memory(
-        self, point: Point, sizes: Mapping[str, int], cuts: Mapping[str, int]
-    ) -> tuple[float, int, float, float, float]:
-        """Bytes stored, tensors stepped, bytes held for certain, gradients beside, gathered."""
-        stored = persistent = gradients = whole = 0.0
+    def _memory(self, point: Point, sizes: Mapping[str, int], cuts: Mapping[str, int]) -> _Held:
+        always = stepped_bytes = gradients = gathered = 0.0
         stepped = 0
         gradients_of = self.space.first.program.gradients
         held = prod(size for axis, size in sizes.items() if axis in point.stored)
@@ -440,26 +514,17 @@ class Estimator:
             if not item.trainable and stage < 3:
                 stage = 0
             mine = computed / held if stage else computed
-            if not item.trainable:
-                persistent += mine
+            always += mine
+            if not item.trainable or gradients_of.get(item.items[0].path) is None:
                 continue
-            if gradients_of.get(item.items[0].path) is None:
-                persistent += mine
-                continue
-            stored += mine
+            always += mine * self.optimizer.states
             stepped += number
-            persistent += mine * (2 + self.optimizer.states)
-            if stage in (1,) and point.microbatches > 1:
+            stepped_bytes += mine
+            if stage == 1:
                 gradients += computed - mine
             if stage in (1, 2) and held > 1:
-                whole += computed
-        if self._sliced(sizes):
-            return stored, stepped, 0.0, gradients + persistent, whole
-        return stored, stepped, persistent, gradients, whole
-
-    def _sliced(self, sizes: Mapping[str, int]) -> bool:
-        """Whether an axis may cut parameters in ways that are not reckoned with here."""
-        return any(axis in sizes for axis in ("spatial", "edge", "context"))
+                gathered += computed
+        return _Held(always, stepped, stepped_bytes, gradients, gathered)
 
     def _collective(self, kind: str, parts: int, stride: int, nbytes: float) -> float:
         return self.costs.collective(kind, parts, stride, max(1, ceil(nbytes)))

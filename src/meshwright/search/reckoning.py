@@ -18,7 +18,7 @@ __all__ = ["Reckoning"]
 # A point is left out that is reckoned to take so much longer than the best, or to need so much
 # more than there is: where none of its kind was costed yet, where one was, where several were.
 _BEHIND = (1.25, 1.15, 1.07)
-_TOO_LARGE = (2.0, 1.5, 1.2)
+_TOO_LARGE = (1.6, 1.25, 1.05)
 _ENOUGH = 3
 
 

@@ -37,12 +37,12 @@ __all__ = ["BUDGET_S", "Candidate", "Found", "Goal", "SearchProgress", "default_
 
 BUDGET_S = 20.0
 _BUDGET_VARIABLE = "MESHWRIGHT_BUDGET_SECONDS"
-_PATIENCE = 32  # evaluations of the tree in a row that find nothing better
+_PATIENCE = 24  # evaluations of the tree in a row that find nothing better
 _ALTERNATIVES = 20
 _RUNNERS_UP = 1  # meshes beside the best one's whose best plan is improved as well
 _GAP = 0.002  # of the bound: what is closer to it counts as the best
 _CLOSEST = 4  # plans costed to say what is closest, where none fits
-_CLOSE = 1.05  # where that is at most so much slower
+_CLOSE = 1.01  # where that is at most so much slower
 
 
 @dataclass(frozen=True)

@@ -164,9 +164,7 @@ class Tree:
                 yield from moves.attention_options(space, option)
         else:
             yield point
-            for option in moves.residency_options(space, point):
-                yield option
-                yield moves.small_whole(space, option)
+            yield from moves.residency_options(space, point)
 
     def _likely(self) -> list[tuple[tuple[str, int], ...]]:
         """Meshes that are reckoned best, in their own order where nothing is known of them."""
