@@ -205,6 +205,13 @@ def test_a_figure_in_a_data_sheets_unit_is_refused(
         ({"matmul": [{"x": 1e12, "seconds": 1.5}]}, "matmul comes to 6.67e+11 FLOP/s", "seconds"),
         ({"matmul": [{"x": 1e12, "seconds": 1e9}]}, "matmul.0.seconds is 1e+09", "in s"),
         ({"power_w": -700}, "power_w is wrong: got -700; it should be greater than 0", "watts"),
+        ({"power_w": True}, "power_w is wrong: got True; it should be a number", "watts"),
+        ({"peak_flops": "9.894e14"}, "got '9.894e14'; it should be a number, not text", "FLOP/s"),
+        ({"memory_bytes": "80"}, "memory_bytes is wrong: got '80'; it should be a n", "in bytes"),
+        ({"device": "gpu"}, "device is wrong: got 'gpu'; it should be 'cpu', 'cuda' or 'xla'", ""),
+        ({"compute_units": None}, "compute_units is needed beside the peaks", "fit together"),
+        ({"links": [{"name": "rack", "bytes_per_s": 1e11, "latency_s": 1e-6}]},
+         "links.0: devices is needed: how many of them one rack joins", "fit together"),
     ],
 )  # fmt: skip
 def test_what_is_said(tmp_path: Path, change: dict[str, Any], said: str, remedy: str) -> None:
@@ -214,6 +221,29 @@ def test_what_is_said(tmp_path: Path, change: dict[str, Any], said: str, remedy:
         load_profile(file)
     assert said in caught.value.message
     assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("shape", "links", "said"),
+    [
+        ("2x8", [], "nothing that joins 2 hosts of 8 devices"),
+        ("1x8", [], "nothing that joins 1 host of 8 devices"),
+        ("2x8", [{"name": "host", "bytes_per_s": 1e11, "latency_s": 1e-6}], "joins 2 hosts of 8"),
+        ("1x1", [], None),
+        ("1x8", [{"name": "host", "bytes_per_s": 1e11, "latency_s": 1e-6}], None),
+    ],
+)
+def test_links_join_all_devices(
+    tmp_path: Path, shape: str, links: list[dict[str, Any]], said: str | None
+) -> None:
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(PUBLISHED["h100-sxm"] | {"links": links}))
+    outcome = tried(parse_cluster, f"{shape}:{file}")
+    assert isinstance(outcome, ClusterError) == (said is not None)
+    if isinstance(outcome, ClusterError):
+        assert said
+        assert said in outcome.message
+        assert f"{shape}:{file}: the field links" in outcome.message
 
 
 @given(st.recursive(

@@ -89,8 +89,12 @@ def profile_named(kind: str, folder: Path | None = None) -> Profile:
 
 
 def default_links(profile: Profile, hosts: int, devices: int) -> tuple[LinkLevel, ...]:
-    """Levels as `profile` has them, or those of the built-in CPU where it has none."""
-    return levels_of(profile.links or builtin_profile("cpu").links, hosts, devices)
+    """Levels as `profile` has them. A CPU whose profile says nothing of links has those of the
+    built-in one, and so has a single device; others have no levels then."""
+    links = profile.links
+    if not links and (profile.device == "cpu" or hosts * devices == 1):
+        links = builtin_profile("cpu").links
+    return levels_of(links, hosts, devices)
 
 
 def _completed(group: Any, field: str, path: str) -> Any:

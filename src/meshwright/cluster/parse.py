@@ -64,7 +64,7 @@ def _local(text: str, profile: Profile | None) -> HostGroup:
         base = slowed(base, count / profile.processes, f"rescaled to {count} processes")
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     base = base.model_copy(update={"memory_bytes": max(ram // count, 1)})
-    return _host_group(1, count, base)
+    return _host_group(1, count, base, text)
 
 
 def slowed(profile: Profile, factor: float, note: str = "") -> Profile:
@@ -112,11 +112,19 @@ def _group(part: str, text: str) -> HostGroup:
     hosts = _count(match["hosts"], "hosts", part)
     devices = _count(match["devices"], "devices per host", part, _MOST_IN_A_HOST)
     kind = match["kind"]
-    return _host_group(hosts, devices, profile_named(kind))
+    return _host_group(hosts, devices, profile_named(kind), part)
 
 
-def _host_group(hosts: int, devices: int, profile: Profile) -> HostGroup:
+def _host_group(hosts: int, devices: int, profile: Profile, part: str) -> HostGroup:
     levels = default_links(profile, hosts, devices)
+    if not levels or levels[-1].devices != hosts * devices:
+        what = f"{hosts} host{'s' if hosts > 1 else ''} of {devices} devices"
+        outer = "across" if hosts > 1 else "host"
+        raise ClusterError(
+            f"{part}: the field links of the profile has nothing that joins {what}",
+            f"Add a link named {outer} to it, with bytes_per_s (in bytes/s) and latency_s "
+            "(in seconds).",
+        )
     return HostGroup(hosts=hosts, devices=devices, profile=profile, levels=levels)
 
 

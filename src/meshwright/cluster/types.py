@@ -5,7 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    model_validator,
+)
 
 LevelName = Literal["device", "host", "rack", "across"]
 TierName = Literal["hbm", "ram", "host", "disk"]
@@ -18,11 +26,22 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _no_text(value: object) -> object:
+    """Text and truth values are no figures, though pydantic would read "8" and true as such."""
+    if isinstance(value, str | bool):
+        raise ValueError("should be a number, not text or true or false")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_text)]
+Whole = Annotated[int, BeforeValidator(_no_text)]
+
+
 class Point(Record):
     """One measured point of a curve: `x` in the curve's unit, the time it took in seconds."""
 
-    x: float = Field(gt=0)
-    seconds: float = Field(gt=0)
+    x: Number = Field(gt=0)
+    seconds: Number = Field(gt=0)
 
 
 def _ascending(points: tuple[Point, ...]) -> tuple[Point, ...]:
@@ -38,7 +57,7 @@ class CollectiveCurve(Record):
     """Measured time of one collective kind over `participants` devices, by payload bytes."""
 
     kind: str
-    participants: int = Field(ge=2)
+    participants: Whole = Field(ge=2)
     points: Curve = Field(min_length=1)
 
 
@@ -51,11 +70,11 @@ class Tier(Record):
     """
 
     name: TierName
-    bytes: int = Field(gt=0)
-    read_bytes_per_s: float = Field(gt=0)
-    write_bytes_per_s: float = Field(gt=0)
-    latency_s: float = Field(ge=0)
-    shared_by: int = Field(default=1, ge=1)
+    bytes: Whole = Field(gt=0)
+    read_bytes_per_s: Number = Field(gt=0)
+    write_bytes_per_s: Number = Field(gt=0)
+    latency_s: Number = Field(ge=0)
+    shared_by: Whole = Field(default=1, ge=1)
 
 
 class Link(Record):
@@ -69,11 +88,17 @@ class Link(Record):
     """
 
     name: LevelName
-    devices: int | None = Field(default=None, ge=1)
-    bytes_per_s: float = Field(gt=0)
-    latency_s: float = Field(ge=0)
-    shared_by: int = Field(default=1, ge=1)
-    in_network: bool = False
+    devices: Whole | None = Field(default=None, ge=1)
+    bytes_per_s: Number = Field(gt=0)
+    latency_s: Number = Field(ge=0)
+    shared_by: Whole = Field(default=1, ge=1)
+    in_network: StrictBool = False
+
+    @model_validator(mode="after")
+    def _says_what_a_unit_is(self) -> Self:
+        if self.devices is None and self.name in ("device", "rack"):
+            raise ValueError(f"devices is needed: how many of them one {self.name} joins")
+        return self
 
 
 class LinkLevel(Record):
@@ -84,11 +109,11 @@ class LinkLevel(Record):
     """
 
     name: LevelName
-    devices: int = Field(ge=1)
-    latency_s: float = Field(ge=0)
-    bytes_per_s: float = Field(gt=0)
-    shared_by: int = Field(default=1, ge=1)
-    in_network: bool = False
+    devices: Whole = Field(ge=1)
+    latency_s: Number = Field(ge=0)
+    bytes_per_s: Number = Field(gt=0)
+    shared_by: Whole = Field(default=1, ge=1)
+    in_network: StrictBool = False
 
     @property
     def device_bytes_per_s(self) -> float:
@@ -96,14 +121,14 @@ class LinkLevel(Record):
         return self.bytes_per_s / self.shared_by
 
 
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
 
 
 class Waits(Record):
     """Measured: how long `participants` processes wait at a collective for the last of them,
     by seconds of work that each did since they last met."""
 
-    participants: int = Field(ge=2)
+    participants: Whole = Field(ge=2)
     points: Curve = Field(min_length=1)
 
 
@@ -126,14 +151,14 @@ class Fitted(Record):
     """
 
     ops: dict[str, tuple[NonNegative, ...]]
-    contention: float = Field(default=1.0, gt=0)
-    cache_bytes: float = Field(gt=0)
-    dtype_time: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    contention: Number = Field(default=1.0, gt=0)
+    cache_bytes: Number = Field(gt=0)
+    dtype_time: dict[str, Annotated[Number, Field(gt=0)]] = Field(default_factory=dict)
     optimizers: dict[str, tuple[NonNegative, NonNegative, NonNegative]] = Field(
         default_factory=dict
     )
-    step_s: float = Field(default=0.0, ge=0)
-    microbatch_s: float = Field(default=0.0, ge=0)
+    step_s: Number = Field(default=0.0, ge=0)
+    microbatch_s: Number = Field(default=0.0, ge=0)
     waits: tuple[Waits, ...] = ()
     noise: dict[str, NonNegative] = Field(default_factory=dict)
 
@@ -186,32 +211,32 @@ class Profile(Record):
 
     format_version: Literal[1] = 1
     name: str
-    device: str  # "cpu" or "cuda"
+    device: Literal["cpu", "cuda", "xla"]
     source: str  # where the figures come from
-    memory_bytes: int = Field(gt=0)
-    peak_flops: float = Field(gt=0)
-    memory_bytes_per_s: float = Field(gt=0)
-    op_overhead_s: float = Field(default=0.0, ge=0)
+    memory_bytes: Whole = Field(gt=0)
+    peak_flops: Number = Field(gt=0)
+    memory_bytes_per_s: Number = Field(gt=0)
+    op_overhead_s: Number = Field(default=0.0, ge=0)
     matmul: Curve = ()
     collectives: tuple[CollectiveCurve, ...] = ()
     matmul_dtype: str = "float32"
-    dtype_rate: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    dtype_rate: dict[str, Annotated[Number, Field(gt=0)]] = Field(default_factory=dict)
     memory: Curve = ()
-    family_rate: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    calibrated: bool = False
-    processes: int | None = Field(default=None, ge=1)
+    family_rate: dict[str, Annotated[Number, Field(gt=0)]] = Field(default_factory=dict)
+    calibrated: StrictBool = False
+    processes: Whole | None = Field(default=None, ge=1)
     fitted: Fitted | None = None
     architecture: str | None = None
-    peak_flops_by_dtype: dict[Dtypes, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    compute_units: int | None = Field(default=None, ge=1)
-    clock_hz: float | None = Field(default=None, gt=0)
-    exponentials_per_s: float | None = Field(default=None, gt=0)
-    l2_bytes: int | None = Field(default=None, ge=1)
-    power_w: float | None = Field(default=None, gt=0)
-    host_devices: int | None = Field(default=None, ge=1)
+    peak_flops_by_dtype: dict[Dtypes, Annotated[Number, Field(gt=0)]] = Field(default_factory=dict)
+    compute_units: Whole | None = Field(default=None, ge=1)
+    clock_hz: Number | None = Field(default=None, gt=0)
+    exponentials_per_s: Number | None = Field(default=None, gt=0)
+    l2_bytes: Whole | None = Field(default=None, ge=1)
+    power_w: Number | None = Field(default=None, gt=0)
+    host_devices: Whole | None = Field(default=None, ge=1)
     links: tuple[Link, ...] = ()
     lower_tiers: tuple[Tier, ...] = ()
-    price_per_hour: float | None = Field(default=None, gt=0)
+    price_per_hour: Number | None = Field(default=None, gt=0)
     sources: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -220,6 +245,12 @@ class Profile(Record):
             raise ValueError(
                 "either matmul (measured times) or peak_flops_by_dtype with the rate of "
                 f"matmul_dtype, {self.matmul_dtype}, is needed"
+            )
+        absent = [name for name in ("compute_units", "clock_hz") if getattr(self, name) is None]
+        if not self.matmul and absent:
+            raise ValueError(
+                f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} needed beside the "
+                "peaks of a data sheet"
             )
         if self.matmul and "op_overhead_s" not in self.model_fields_set:
             raise ValueError(
@@ -254,7 +285,7 @@ class HostGroup(Record):
     devices: int = Field(ge=1, strict=True)
     profile: Profile
     levels: tuple[LinkLevel, ...] = Field(min_length=1)
-    price_per_hour: float | None = Field(default=None, gt=0)
+    price_per_hour: Number | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _levels_nest(self) -> Self:

@@ -8,15 +8,18 @@ from meshwright.cluster.types import Cluster, HostGroup, LinkLevel
 
 
 def with_hosts(cluster: Cluster, hosts: int) -> Cluster | None:
-    """The cluster with so many hosts; None for this machine, and for hosts of several kinds."""
+    """The cluster with so many hosts; None for this machine, for hosts of several kinds, and where
+    nothing is known that joins so many."""
     if len(cluster.groups) > 1 or _is_local(cluster):
         return None
     group = cluster.groups[0]
     own = {level.name: level for level in group.levels}
+    usual = default_links(group.profile, hosts, group.devices)
     levels = tuple(
-        _changed(own[level.name], level) if level.name in own else level
-        for level in default_links(group.profile, hosts, group.devices)
+        _changed(own[level.name], level) if level.name in own else level for level in usual
     )
+    if not levels or levels[-1].devices != hosts * group.devices:
+        return None
     resized = group.model_copy(update={"hosts": hosts, "levels": levels})
     return Cluster(text=_text(cluster, resized), groups=(resized,))
 
