@@ -1,32 +1,40 @@
 """What the search finds: beside named strategies, beside the oracle, how fast, and whether twice
 the same.
 
-    python benchmarks/search.py [--json] [--parts worse,speed,oracle,same] [--minutes 20]
+    python benchmarks/search.py [--json] [--parts worse,speed,oracle,same] [--minutes 30]
 
 `worse`: every model of the equivalence suite on 8, 64 and 512 devices, with a fast network
 and a slow one: the best named strategy that fits beside `auto`, in simulated time. `speed`:
 planning time and resident memory of very large models, each in a process of its own.
-`oracle`: how far plans of small programs are from the best that per-op layouts can give.
-`same`: the same input and seed in several processes, also with other hashes.
+`oracle`: how far plans of small programs are from the best that per-op layouts can give
+(`benchmarks/oracle.py`). `same`: the same input and seed in several processes, also with
+other hashes.
 
-`--minutes` is for the table of `worse`; cells that it leaves out are counted as such.
+`--minutes` is for the table of `worse`, in which a model on one count of devices takes half
+a minute of one processor: cells that it leaves out are counted as such. `--table FILE` keeps
+cells in a file, and takes from it those that are there, so that the table can be made in
+pieces. The models are those of `tests/equivalence`, so this runs in a checkout alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "equivalence"))
-
+HERE = Path(__file__).resolve().parent
 DEVICES = (8, 64, 512)
 NETWORKS = {"fast": 1.0, "slow": 10.0}  # the slow one has a tenth of the bandwidth
 KIND = "h100-sxm"
@@ -68,6 +76,22 @@ print(json.dumps({
 """
 
 
+@cache
+def neighbour(path: Path) -> Any:
+    """A module of this checkout that lies in no package."""
+    spec = importlib.util.spec_from_file_location(f"meshwright_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.exists():
+        sys.exit(f"{path} is not there: run this from a checkout of the project.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def models() -> Any:
+    return neighbour(HERE.parent / "tests" / "equivalence" / "matrix.py")
+
+
 def cluster_of(devices: int, slower: float) -> Any:
     """Hosts of eight, the links between them so many times slower than the kind's own."""
     from meshwright.cluster.parse import parse_cluster
@@ -87,85 +111,130 @@ def cluster_of(devices: int, slower: float) -> Any:
     return cluster.model_copy(update={"groups": tuple(groups), "text": f"{cluster.text} slow"})
 
 
-def cell(model: Any, cluster: Any, budget_s: float) -> dict[str, Any]:
-    """The best named strategy that fits, and auto, on one cluster."""
-    from meshwright.errors import NoPlanFits, StrategyError
-    from meshwright.planner import plan
+@dataclass(frozen=True)
+class Named:
+    """Named strategies of one model on one cluster: the best that fits, and how many do."""
+
+    strategy: str | None
+    step_s: float
+    fitting: int
+
+
+def best_named(model: Any, clusters: Mapping[str, Any]) -> dict[str, Named]:
+    """By cluster. These have the same devices, so that each strategy is lowered once."""
+    from meshwright.errors import MeshwrightError
+    from meshwright.layout.assignment import assign
+    from meshwright.lower.lower import lower
+    from meshwright.plan.types import BUCKET_BYTES
     from meshwright.search.catalogue import named
+    from meshwright.search.closest import candidate_of
+    from meshwright.search.constraints import NONE
+    from meshwright.simulate.step import simulate
 
-    best, tried = None, 0
-    for text in named(model.microbatch(1)[1], cluster.size, model.global_batch):
+    best = {name: Named(None, float("inf"), 0) for name in clusters}
+    devices = next(iter(clusters.values())).size
+    analysis = model.whole(1)
+    for text in named(analysis, devices, model.global_batch):
         try:
-            made = plan(model.task, cluster, text, model=model)
-        except (StrategyError, NoPlanFits):
+            made = candidate_of(text, analysis, devices, 1, NONE)
+            assignment = assign(analysis, made.mesh, made.decisions, made.parameters)
+            lowered = lower(analysis, assignment, made.mesh.coordinate(0), BUCKET_BYTES)
+        except MeshwrightError:
             continue
-        tried += 1
-        if best is None or made.predicted.step_time_s < best.predicted.step_time_s:
-            best = made
-    started = time.perf_counter()
-    found = plan(model.task, cluster, "auto", model=model, budget_s=budget_s)
-    auto_s = found.predicted.step_time_s
-    named_s = best.predicted.step_time_s if best else None
-    return {
-        "named": best.strategy if best else None,
-        "named_s": named_s,
-        "tried": tried,
-        "auto": found.strategy,
-        "auto_s": auto_s,
-        "ratio": auto_s / named_s if named_s else None,
-        "stopped": found.stopped,
-        "evaluated": found.evaluated,
-        "search_s": time.perf_counter() - started,
-    }
+        for name, cluster in clusters.items():
+            said = simulate(lowered, cluster, microbatches=1, optimizer="adamw", memory_curve=False)
+            if said.peak_memory_bytes > cluster.memory_bytes:
+                continue
+            known = best[name]
+            if said.step_time_s < known.step_s:
+                known = Named(made.name, said.step_time_s, known.fitting)
+            best[name] = Named(known.strategy, known.step_s, known.fitting + 1)
+    return best
 
 
-def cells(
-    only: str, devices: tuple[int, ...], budget_s: float, minutes: float
-) -> Iterator[dict[str, Any]]:
-    """The table's cells, as far as the minutes reach. The batch has an example for each device."""
-    from matrix import ROWS
-
+def cells_of(title: str, devices: int, budget_s: float, until: float) -> list[dict[str, Any]]:
+    """A model on so many devices, with an example for each at least; until: by `time.time`."""
+    from meshwright.errors import MeshwrightError
     from meshwright.model import Model
+    from meshwright.planner import plan
 
-    until = time.perf_counter() + 60 * minutes
-    for row in ROWS:
-        if only not in row.name:
-            continue
-        load, (reference, options) = row.make.func, row.make.args
-        for count in devices:
-            model = None
-            for network, slower in NETWORKS.items():
-                where = {"model": row.name, "devices": count, "network": network}
-                if time.perf_counter() > until:
-                    yield {**where, "left_out": True}
-                    continue
-                if model is None:
-                    batch = max(count, int(options.get("global_batch", 1)))
-                    model = Model(load(reference, {**options, "global_batch": str(batch)}))
-                yield {**where, **cell(model, cluster_of(count, slower), budget_s)}
-
-
-def never_worse(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    say(f"{'model':26s} {'devices':>7s} {'network':7s} {'named ms':>9s} {'auto ms':>9s} "
-        f"{'ratio':>6s}  best named | auto")  # fmt: skip
+    cells: list[dict[str, Any]] = [
+        {"model": title, "devices": devices, "network": name} for name in NETWORKS
+    ]
+    if time.time() > until:
+        return [{**cell, "left_out": True} for cell in cells]
+    make = models().BY_NAME[title].make
+    load, (reference, options) = make.func, make.args
+    batch = max(devices, int(options.get("global_batch", 1)))
+    model = Model(load(reference, {**options, "global_batch": str(batch)}))
+    clusters = {name: cluster_of(devices, slower) for name, slower in NETWORKS.items()}
+    names = best_named(model, clusters)
     found = []
-    for item in cells(given.only, given.devices, given.budget_seconds, given.minutes):
-        found.append(item)
-        start = f"{item['model']:26s} {item['devices']:7d} {item['network']:7s}"
-        if item.get("left_out"):
-            say(f"{start} left out")
-        elif item["ratio"] is None:
-            say(f"{start} {'none fits':>9s} {item['auto_s'] * 1e3:9.3f} {'':6s}  {item['auto']}")
-        else:
-            say(
-                f"{start} {item['named_s'] * 1e3:9.3f} {item['auto_s'] * 1e3:9.3f} "
-                f"{item['ratio']:6.3f}  {item['named']} | {item['auto']}"
-            )
-    costed = [item for item in found if not item.get("left_out")]
+    for cell in cells:
+        network = cell["network"]
+        started = time.process_time()
+        try:
+            made = plan(model.task, clusters[network], "auto", model=model, budget_s=budget_s)
+        except MeshwrightError as error:
+            found.append({**cell, "failed": error.message})
+            continue
+        auto_s, named = made.predicted.step_time_s, names[network]
+        found.append({
+            **cell, "named": named.strategy, "named_s": named.step_s if named.strategy else None,
+            "fitting": named.fitting, "auto": made.strategy, "auto_s": auto_s,
+            "ratio": auto_s / named.step_s if named.strategy else None,
+            "stopped": made.stopped, "evaluated": made.evaluated, "gap": made.gap,
+            "search_cpu_s": time.process_time() - started,
+        })  # fmt: skip
+    return found
+
+
+def cells(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The table's cells, few devices first, as far as the minutes reach."""
+    known: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for cell in kept(given.table):
+        known.setdefault((cell["model"], cell["devices"]), []).append(cell)
+    titles = [row.name for row in models().ROWS if given.only in row.name]
+    wanted = [(title, count) for count in given.devices for title in titles]
+    until = time.time() + 60 * given.minutes
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
+        asked = {
+            where: pool.submit(cells_of, *where, given.budget_seconds, until)
+            for where in wanted
+            if where not in known
+        }
+        for where in wanted:
+            yield from known[where] if where in known else asked[where].result()
+
+
+def kept(table: Path | None) -> list[dict[str, Any]]:
+    if table is None or not table.exists():
+        return []
+    found: list[dict[str, Any]] = json.loads(table.read_text(encoding="utf-8"))["table"]
+    return found
+
+
+def keep(table: Path, new: list[dict[str, Any]]) -> None:
+    """The file with these cells among those of other models and devices."""
+    places = {row.name: k for k, row in enumerate(models().ROWS)}
+    there = {(item["model"], item["devices"], item["network"]): item for item in kept(table)}
+    for item in new:
+        if not item.get("left_out"):
+            there[item["model"], item["devices"], item["network"]] = item
+    ordered = sorted(
+        there.values(), key=lambda item: (places[item["model"]], item["devices"], item["network"])
+    )
+    text = json.dumps({**summary_of(ordered), "table": ordered}, indent=1)
+    table.write_text(text + "\n", encoding="utf-8")
+
+
+def summary_of(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    costed = [item for item in cells if "ratio" in item]
     ratios = [item["ratio"] for item in costed if item["ratio"] is not None]
-    summary = {
-        "cells": len(found),
-        "left_out": len(found) - len(costed),
+    summary: dict[str, Any] = {
+        "cells": len(cells),
+        "left_out": sum("left_out" in item for item in cells),
+        "failed": sum("failed" in item for item in cells),
         "only_auto_fits": len(costed) - len(ratios),
         "worse": sum(ratio > 1 + SAME for ratio in ratios),
         "equal": sum(abs(ratio - 1) <= SAME for ratio in ratios),
@@ -173,6 +242,28 @@ def never_worse(given: argparse.Namespace, say: Callable[[str], None]) -> dict[s
     }
     if ratios:
         summary["better_share"] = summary["better"] / len(ratios)
+    return summary
+
+
+def never_worse(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    say(f"{'model':26s} {'devices':>7s} {'network':7s} {'named ms':>9s} {'auto ms':>9s} "
+        f"{'ratio':>6s}  best named | auto")  # fmt: skip
+    found = []
+    for item in cells(given):
+        found.append(item)
+        start = f"{item['model'][:26]:26s} {item['devices']:7d} {item['network']:7s}"
+        if "ratio" not in item:
+            say(f"{start} {item.get('failed', 'left out')}")
+        elif item["ratio"] is None:
+            say(f"{start} {'none fits':>9s} {item['auto_s'] * 1e3:9.3f} {'':6s}  {item['auto']}")
+        else:
+            say(
+                f"{start} {item['named_s'] * 1e3:9.3f} {item['auto_s'] * 1e3:9.3f} "
+                f"{item['ratio']:6.3f}  {item['named']} | {item['auto']}"
+            )
+        if given.table is not None:
+            keep(given.table, found)
+    summary = summary_of(found)
     say(" ".join(f"{name}={value}" for name, value in summary.items()))
     return {**summary, "table": found}
 
@@ -245,8 +336,15 @@ def same(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
     return found
 
 
+def oracle(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    found: dict[str, Any] = neighbour(HERE / "oracle.py").run(
+        only=given.only, budget_s=given.budget_seconds, draws=given.draws, say=say
+    )
+    return found
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace, Callable[[str], None]], dict[str, Any]]] = {
-    "worse": never_worse, "speed": speed, "same": same,
+    "worse": never_worse, "speed": speed, "oracle": oracle, "same": same,
 }  # fmt: skip
 
 
@@ -256,8 +354,11 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B")
     parser.add_argument("--only", default="", help="models whose name holds this")
     parser.add_argument("--devices", default=",".join(map(str, DEVICES)), metavar="N,M")
-    parser.add_argument("--budget-seconds", type=float, default=5, help="of each search")
-    parser.add_argument("--minutes", type=float, default=20, help="of the table")
+    parser.add_argument("--budget-seconds", type=float, default=20, help="of each search")
+    parser.add_argument("--minutes", type=float, default=30, help="of the table")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of the table")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="cells to take and to keep")
+    parser.add_argument("--draws", type=int, default=12, help="random networks of the oracle")
     given = parser.parse_args()
     given.devices = tuple(int(count) for count in given.devices.split(","))
     wanted = given.parts.split(",")
