@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -155,20 +158,28 @@ def test_a_sequence_that_is_too_short_is_told_so() -> None:
         planned(gpt(1, seq_len=3), "context=4")
 
 
-@pytest.mark.parametrize("seq_len", [8, 10])
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        "context=4", "context=4,attention=ring", "data=2,context=2", "context=2,tensor=2",
-        "tensor=4,sequence", "data=2,tensor=2,sequence", "data=2,context=2,zero=3",
-        "data=2,tensor=2,sequence,zero=1", "context=2,tensor=2,sequence",
-    ],
+EVERY = (
+    "context=4", "context=4,attention=ring", "data=2,context=2", "context=2,tensor=2",
+    "tensor=4,sequence", "data=2,tensor=2,sequence", "data=2,context=2,zero=3",
+    "data=2,tensor=2,sequence,zero=1", "context=2,tensor=2,sequence",
 )  # fmt: skip
-def test_equal_to_one_device_with_dropout_in_attention(strategy: str, seq_len: int) -> None:
-    model = gpt(1, seq_len, 0.1)
+
+
+def pairwise() -> Iterator[Any]:
+    """Each strategy with both lengths, with dropout and without; the longer sweep has all four."""
+    for turn, strategy in enumerate(EVERY):
+        for seq_len, dropout in product((8, 10), (0.1, 0.0)):
+            mine = (seq_len == 8) == (dropout > 0) if turn % 2 else (seq_len == 8) != (dropout > 0)
+            marks = () if mine else pytest.mark.all
+            yield pytest.param(strategy, seq_len, dropout, marks=marks)
+
+
+@pytest.mark.parametrize(("strategy", "seq_len", "dropout"), list(pairwise()))
+def test_equal_to_one_device_with_dropout_in_attention_and_without(
+    strategy: str, seq_len: int, dropout: float
+) -> None:
+    model = gpt(1, seq_len, dropout)
     assert verify(model.task, "local:4", strategy, model=model).equal
-    plain = gpt(1, seq_len)
-    assert verify(plain.task, "local:4", strategy, model=plain).equal
 
 
 class Shifted(nn.Module):
