@@ -6,6 +6,7 @@ from the name of its source; a source that names none is taken as the plainest o
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from benchmarks.published.rows import Row
@@ -25,7 +26,7 @@ class Framework:
     tensor part. fp32_gradients: dtypes of parameters whose gradients are summed and reduced in
     float32. dropout: of embeddings, of attention's weights and before residuals, in `gpt`.
     attention, attention_hopper: the generation of its fused kernel, and that on Hopper and
-    later.
+    later. cuts_batch_alone: no tensor or pipeline parallelism unless a row says so.
     """
 
     name: str
@@ -45,11 +46,13 @@ class Framework:
     attention: AttentionKernel = "flash2"
     attention_hopper: AttentionKernel = "flash2"
     assumes: tuple[str, ...] = ()
+    cuts_batch_alone: bool = False
 
 
 _FUSED = Executor(
     gradient_buffer=True, adds_gradients=True, master_gradients=True, keeps_sent=True,
-    sends_parts=True, fused_optimizer=True, compiled=True, cached_allocator=True,
+    sends_parts=True, gathers_in_place=True, regathers=True, fused_optimizer=True, compiled=True,
+    cached_allocator=True,
 )  # fmt: skip
 
 MEGATRON_DEEPSPEED = Framework(
@@ -88,6 +91,7 @@ MEGATRON_CORE = Framework(
     "head untied in the recipes of Llama and Nemotron.",
     executor=Executor(
         overlap_gradients=True, overlap_gathers=True, overlap_pipeline=True, overlap_tensor=True,
+        gathers_in_place=True, regathers=True,
         bucket_bytes=160 * 2**20, gradient_buffer=True, fused_optimizer=True, compiled=True,
         cached_allocator=True,
     ),
@@ -115,6 +119,7 @@ LLM_FOUNDRY = Framework(
     sharding=3,
     attention="flash1",
     attention_hopper="flash1",
+    cuts_batch_alone=True,
 )
 
 TORCHTITAN = Framework(
@@ -138,13 +143,14 @@ INTERNLM = Framework(
     "kernels (doc/en/install.md).",
     executor=Executor(
         overlap_gradients=True, overlap_gathers=True, bucket_bytes=512 * 2**20,
-        gradient_buffer=True, adds_gradients=True, whole_owners=True, fused_optimizer=True,
-        compiled=True, cached_allocator=True,
+        gradient_buffer=True, adds_gradients=True, whole_owners=True, gathers_in_place=True,
+        fused_optimizer=True, compiled=True, cached_allocator=True,
     ),
     sharding=1,
     tied=False,
     fp32_gradients=(),
     attention="flash1",
+    cuts_batch_alone=True,
 )  # fmt: skip
 
 PLAIN_FSDP = Framework(
@@ -153,6 +159,7 @@ PLAIN_FSDP = Framework(
     executor=_FSDP,
     sharding=3,
     assumes=("activation_recompute",),
+    cuts_batch_alone=True,
 )
 
 PLAIN = Framework(
@@ -165,30 +172,72 @@ PLAIN = Framework(
     ),
     sharding=0,
     assumes=("zero_or_fsdp", "activation_recompute"),
+    cuts_batch_alone=True,
 )  # fmt: skip
 
-_BY_NAME = (
-    # The more telling names first: NVIDIA/Megatron-LM holds several frameworks.
-    ("llm-foundry", LLM_FOUNDRY),
-    ("torchtitan", TORCHTITAN),
-    ("internlm", INTERNLM),
-    ("deepspeed", MEGATRON_DEEPSPEED),
-    ("bigscience", MEGATRON_DEEPSPEED),
-    ("vtrain", MEGATRON_DEEPSPEED),
-    ("megatron-bridge", MEGATRON_CORE),
-    ("nemo", MEGATRON_CORE),
-    ("nemotron", MEGATRON_CORE),
-    ("mcore", MEGATRON_CORE),
-    ("megatron-core", MEGATRON_CORE),
-    ("megatron-lm examples/llama", MEGATRON_CORE),
-    ("megatron", MEGATRON_LM),
+DEEPSPEED = replace(
+    PLAIN,
+    name="DeepSpeed",
+    source="deepspeed.ai/docs/config-json: ZeRO with overlap_comm (its default for stage 3), "
+    "buckets of 500 million elements, the next parameters fetched ahead, fused Adam; "
+    "gradients have a float32 copy as in Megatron-DeepSpeed.",
+    executor=replace(
+        PLAIN.executor, overlap_gathers=True, gathers_in_place=True, bucket_bytes=10**9,
+        master_gradients=True, fused_optimizer=True,
+    ),
+)  # fmt: skip
+
+XLA = replace(
+    PLAIN_FSDP,
+    name="JAX",
+    source="openxla.org/xla: the step is compiled as a whole, pointwise chains fused, "
+    "collectives hidden behind compute by the latency-hiding scheduler.",
+    executor=replace(_FSDP, compiled=True, overlap_tensor=True),
+    assumes=("activation_recompute", "zero_or_fsdp"),
 )
+
+# Of sources that name no framework but cut tensors, sequences or layers: those that do are
+# Megatron's heirs, with its kernels and schedules.
+TENSOR_AND_PIPELINE = replace(
+    MEGATRON_LM, name="tensor and pipeline parallel", assumes=("zero_or_fsdp", "sp")
+)
+TENSOR_AND_PIPELINE_NEW = replace(
+    MEGATRON_CORE,
+    name="tensor and pipeline parallel, Hopper on",
+)
+
+_BY_NAME: tuple[tuple[str, Framework], ...] = (
+    # The more telling names first: NVIDIA/Megatron-LM holds several frameworks.
+    (r"llm-?foundry|mosaicml|\bmpt\b", LLM_FOUNDRY),
+    (r"torchtitan", TORCHTITAN),
+    (r"internlm|internevo", INTERNLM),
+    (r"megatron[- .]deepspeed|bigscience|\bbloom\b|vtrain|neox|\bmt-nlg\b|turing-nlg",
+     MEGATRON_DEEPSPEED),
+    (r"megatron-?bridge|\bnemo\b|nemotron|mcore|megatron[- ]core|megatron-lm examples/llama",
+     MEGATRON_CORE),
+    (r"megatron", MEGATRON_LM),
+    (r"deepspeed", DEEPSPEED),
+    (r"maxtext|\bjax\b|axlearn|levanter|easylm|\bpax(ml)?\b|\balpa\b", XLA),
+)  # fmt: skip
+_OLD = re.compile(r"V100|A100|A800|A40|A6000|P100|T4\b", re.IGNORECASE)
 
 
 def framework_of(row: Row) -> Framework:
-    """By the name of the source; by how parameters are stored where that says nothing."""
-    where = f"{row.source} {row.url_or_repo_path}".lower()
-    for name, framework in _BY_NAME:
-        if name in where:
-            return framework
-    return PLAIN_FSDP if row.zero_or_fsdp == 3 else PLAIN
+    """By the name of the source, else by what its notes name, else by how the model is cut."""
+    cut = max(row.tp or 1, row.pp or 1) > 1
+    old = bool(_OLD.search(row.gpu))
+    for where in (f"{row.source} {row.url_or_repo_path}", row.notes):
+        for names, framework in _BY_NAME:
+            if re.search(names, where, re.IGNORECASE):
+                # Of DeepSpeed alone the pipeline is that of Megatron-DeepSpeed. Hopper and
+                # Megatron-Core, into which Megatron-LM moved, came in one year.
+                if framework is DEEPSPEED and cut:
+                    return MEGATRON_DEEPSPEED
+                if framework is MEGATRON_LM and not old:
+                    return MEGATRON_CORE
+                return framework
+    if row.zero_or_fsdp == 3 and (row.pp or 1) == 1:
+        return PLAIN_FSDP
+    if cut or (row.cp or 1) > 1:
+        return TENSOR_AND_PIPELINE if old else TENSOR_AND_PIPELINE_NEW
+    return PLAIN

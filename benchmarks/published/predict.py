@@ -71,14 +71,16 @@ def predict(row: Row, constants: Constants | None = None) -> Predicted:
     """Raises Unpredictable, with the reason."""
     settled = settle(row)
     step = measured_step_s(row, settled)
-    if step is None and row.peak_mem_gib is None:
-        raise Unpredictable("neither a step time nor a rate of tokens nor memory was measured")
     cluster = cluster_for(settled)
     strategy = strategy_text(settled)
     try:
         simulation = _simulate(settled, strategy, cluster, constants or default_constants())
     except MeshwrightError as error:
         raise Unpredictable(str(error).replace("\n", " ")) from error
+    except (RuntimeError, ArithmeticError, ValueError, MemoryError) as error:
+        # Of sizes that PyTorch can't lay out: one such row is no reason to lose the others.
+        text = str(error).strip().split("\n")[0]
+        raise Unpredictable(f"{type(error).__name__} with dims of this size: {text}") from error
     return Predicted(
         row, settled, strategy, step[0] if step else None, step[1] if step else None,
         row.peak_mem_gib, simulation,

@@ -19,6 +19,7 @@ from meshwright.errors import UsageError
 
 SHARDING = {"none": 0, "0": 0, "1": 1, "2": 2, "3": 3}
 RECOMPUTATION = ("none", "selective", "full", "op")
+_WHOLE = re.compile(r"([0-9]+)(?:\.0*)?")  # 8.0, as programs write whole columns with gaps
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _LARGEST = 10**15  # of any whole number; larger ones are slips
 
@@ -206,15 +207,18 @@ def _value(line: int, name: str, text: str) -> Any:
 def _one_of(line: int, name: str, text: str, meanings: Mapping[str, Any], known: Any) -> Any:
     if not text:
         return None
-    if text.lower() not in meanings:
+    number = _WHOLE.fullmatch(text)
+    said = number[1] if number else text.lower()
+    if said not in meanings:
         raise RowError(line, name, repr(text), f"one of {', '.join(known)}, or nothing")
-    return meanings[text.lower()]
+    return meanings[said]
 
 
 def _whole(line: int, name: str, text: str) -> int:
-    if not re.fullmatch(r"[0-9]+", text) or not 0 < int(text) < _LARGEST:
+    found = _WHOLE.fullmatch(text)
+    if not found or not 0 < int(found[1]) < _LARGEST:
         raise RowError(line, name, repr(text), "a whole number of at least 1, or nothing")
-    return int(text)
+    return int(found[1])
 
 
 def _positive(line: int, name: str, text: str) -> float:

@@ -21,7 +21,9 @@ from meshwright.plan.types import Recompute
 DTYPES = {
     "bf16": "bfloat16", "bf16-pure": "bfloat16", "bf16-true": "bfloat16", "mixed16": "bfloat16",
     "fp16": "float16", "fp8": "bfloat16", "bf16+fp8linear": "bfloat16",
-    "bf16+fp8 tensorwise": "bfloat16",
+    "bf16+fp8 tensorwise": "bfloat16", "bfloat16": "bfloat16", "bf16-mixed": "bfloat16",
+    "float16": "float16", "fp16-mixed": "float16", "16-mixed": "float16",
+    "fp32": "float32", "float32": "float32",
 }  # fmt: skip
 EIGHT_BIT = ("fp8", "bf16+fp8linear", "bf16+fp8 tensorwise")
 PURE = ("bf16-pure", "bf16-true")
@@ -74,8 +76,11 @@ def settle(row: Row) -> Settled:
     _refuse(row)
     framework = framework_of(row)
     filler = _Filler(framework)
-    n_gpus, dp, tp, cp, pp = _degrees(row)
-    precision = filler.take("precision", row.precision, framework.precision)
+    n_gpus, dp, tp, cp, pp = _degrees(row, filler)
+    if row.precision is None and framework.precision is None:
+        precision = filler.guess("precision", None, "fp16" if "V100" in row.gpu else "bf16")
+    else:
+        precision = filler.take("precision", row.precision, framework.precision).lower()
     if precision not in DTYPES:
         raise Unpredictable(f"precision {precision} has no counterpart among the captured dtypes")
     if row.gpus_per_node is None and n_gpus > 1:
@@ -86,6 +91,8 @@ def settle(row: Row) -> Settled:
     # The policy of `op` is in the model, nothing of it is left to the plan.
     recompute: Recompute = "none" if named == "op" else cast(Recompute, named)
     micro_batch = row.micro_batch
+    if micro_batch is None and row.global_batch == dp:
+        micro_batch = 1  # nothing else divides it so
     if micro_batch is None:
         raise Unpredictable("micro_batch is not stated")
     if row.global_batch is not None:
@@ -175,20 +182,35 @@ def _refuse(row: Row) -> None:
         raise Unpredictable(f"ep {row.ep} beside arch {row.arch}, which has no experts")
 
 
-def _degrees(row: Row) -> tuple[int, int, int, int, int]:
-    """n_gpus, dp, tp, cp, pp; the file's dp is what the others leave where it is empty."""
-    known = {"tp": row.tp, "cp": row.cp, "pp": row.pp}
-    missing = [name for name, size in known.items() if size is None]
+def _degrees(row: Row, filler: _Filler) -> tuple[int, int, int, int, int]:
+    """n_gpus, dp, tp, cp, pp.
+
+    One that is empty is what the others leave of n_gpus. Where more are: `dp` is what the
+    others leave, context parallelism is nobody's default, and a framework that cuts nothing
+    but the batch has none of the others.
+    """
     if row.n_gpus is None:
         raise Unpredictable("n_gpus is not stated")
-    if row.n_gpus == 1:
-        missing = []
-    if missing:
-        product = (row.dp or 0) * (row.tp or 1) * (row.cp or 1) * (row.pp or 1)
-        if product != row.n_gpus:
-            raise Unpredictable(f"{', '.join(missing)} not stated")
-    tp, cp, pp = (row.tp or 1), (row.cp or 1), (row.pp or 1)
-    dp = row.dp or row.n_gpus // (tp * cp * pp)
+    sizes = {"dp": row.dp, "tp": row.tp, "cp": row.cp, "pp": row.pp}
+    left = row.n_gpus
+    for size in sizes.values():
+        left //= size or 1
+    missing = [name for name, size in sizes.items() if size is None]
+    if left == 1:
+        sizes |= dict.fromkeys(missing, 1)
+    elif "dp" in missing:
+        for name in missing[1:]:
+            if name == "cp":
+                sizes[name] = 1
+            elif filler.framework.cuts_batch_alone:
+                sizes[name] = filler.guess(name, None, 1)
+        sizes["dp"] = left
+    elif len(missing) == 1:
+        sizes[missing[0]] = left
+    open_ = [name for name, size in sizes.items() if size is None]
+    if open_:
+        raise Unpredictable(f"{', '.join(open_)} not stated")
+    dp, tp, cp, pp = (size or 1 for size in sizes.values())
     return row.n_gpus, dp, tp, cp, pp
 
 
@@ -211,7 +233,11 @@ def _dims(
         vocab = filler.guess("vocab", None, 50257 if row.arch == "gpt" else 32000)
     if framework.vocab_multiple > 1:
         vocab = _ceil(vocab, framework.vocab_multiple * tp)
-    flash = framework.fused_attention if row.flash_attention is None else row.flash_attention
+    flash = row.flash_attention
+    if flash is None and not framework.fused_attention and row.arch == "llama":
+        flash = filler.guess("flash_attention", None, True)  # published after FlashAttention
+    elif flash is None:
+        flash = framework.fused_attention
     return Dims(
         arch=row.arch,
         layers=row.layers,

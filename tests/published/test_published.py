@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.published.__main__ import main
 from benchmarks.published.clusters import cluster_for, kind_of
 from benchmarks.published.frameworks import LLM_FOUNDRY, MEGATRON_CORE, framework_of
 from benchmarks.published.models import block_name, stands_for
@@ -78,11 +79,33 @@ def test_what_is_left_open_is_the_reason_for_no_prediction(
         settled(**cells)
 
 
-def test_an_unknown_device_is_a_reason_and_no_guess() -> None:
+@pytest.mark.parametrize(
+    "gpu", ["Gaudi 2", "GH200", "H100-NVL-94GB", "RTX A6000 Ada", "TPUv5e", ""]
+)
+def test_an_unknown_device_is_a_reason_and_no_guess(gpu: str) -> None:
     with pytest.raises(Unpredictable, match="no profile"):
-        kind_of("Gaudi 2")
-    assert kind_of("A100") == "a100-80g"
-    assert kind_of("V100-SXM2-16GB") == "v100-16g"
+        kind_of(gpu)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "kind"),
+    [
+        ("A100", "a100-80g"), ("V100-SXM2-16GB", "v100-16g"), ("A100-PCIe-40GB", "a100-40g-pcie"),
+        ("NVIDIA A100 40GB PCIe", "a100-40g-pcie"), ("A800-SXM-80GB", "a100-80g"),
+        ("H800", "h100-sxm"), ("H100 PCIe 80GB", "h100-pcie"), ("H200-SXM", "h200"),
+        ("GB200", "gb200"), ("TPU v4", "tpu-v4"),
+    ],
+)  # fmt: skip
+def test_devices_are_told_by_their_text(gpu: str, kind: str) -> None:
+    assert kind_of(gpu) == kind
+
+
+def test_export_cards_have_slower_links_between_them() -> None:
+    rates = {
+        gpu: cluster_for(settled(gpu=gpu)).groups[0].levels[0].bytes_per_s
+        for gpu in ("A100-SXM-80GB", "A800-SXM-80GB")
+    }
+    assert rates["A800-SXM-80GB"] < rates["A100-SXM-80GB"]
 
 
 def test_networks_are_read_from_what_the_row_says() -> None:
@@ -102,7 +125,38 @@ def test_a_card_below_its_data_sheet_is_one() -> None:
 
 def test_frameworks_are_told_by_the_source() -> None:
     assert framework_of(row(source="MosaicML llm-foundry README")) is LLM_FOUNDRY
-    assert framework_of(row(source="someone's blog", zero_or_fsdp="3")).name == "FSDP"
+    for source, cells, name in (
+        ("someone's blog", {"zero_or_fsdp": "3", "pp": "1", "dp": "8"}, "FSDP"),
+        ("someone's blog", {}, "tensor and pipeline parallel"),
+        ("someone's blog", {"gpu": "H100"}, "tensor and pipeline parallel, Hopper on"),
+        ("someone's blog", {"notes": "with Megatron-DeepSpeed"}, "Megatron-DeepSpeed"),
+        ("someone's blog", {"tp": "1", "pp": "1", "dp": "16"}, "PyTorch"),
+        ("DeepSpeed ZeRO blog", {"tp": "1", "pp": "1", "dp": "16"}, "DeepSpeed"),
+        ("DeepSpeed 3D blog", {}, "Megatron-DeepSpeed"),
+        ("Megatron-LM paper", {}, "Megatron-LM"),
+        ("Megatron-LM README", {"gpu": "H100"}, "Megatron-Core"),
+        ("megatron core", {}, "Megatron-Core"),
+        ("MaxText", {}, "JAX"),
+    ):
+        assert framework_of(row(source=source, **cells)).name == name, (source, cells)
+
+
+def test_empty_degrees_are_what_the_others_leave() -> None:
+    assert settled(cp="").cp == 1
+    assert settled(cp="", dp="2").cp == 2
+    assert settled(cp="", dp="").dp == 4
+    open_ = {"dp": "", "tp": "", "cp": "", "pp": "", "zero_or_fsdp": "3", "vocab": "32000"}
+    batch_alone = settled(source="FSDP run", **open_)
+    assert (batch_alone.dp, batch_alone.assumed) == (16, ("tp=1", "pp=1"))
+    with pytest.raises(Unpredictable, match="tp, pp not stated"):
+        settled(dp="", tp="", cp="", pp="")
+
+
+def test_a_row_without_measurements_is_predicted() -> None:
+    found = predict(row(step_time_s="", peak_mem_gib=""))
+    assert found.step_error is None
+    assert found.memory_error is None
+    assert found.predicted_s > 0
 
 
 def test_degrees_become_a_strategy() -> None:
@@ -134,6 +188,12 @@ def test_recomputation_op_by_op_lies_between_none_and_full() -> None:
         memory[how], seconds[how] = found.simulation.memory["activations"], found.predicted_s
     assert memory["full"] < memory["op"] < memory["none"]
     assert seconds["none"] < seconds["op"] < seconds["full"]
+
+
+def test_gathered_parameters_hold_what_is_stored_of_them() -> None:
+    """Megatron's and DeepSpeed's shards lie in the buffer of the whole."""
+    memory = predict(parse_row(2, GOOD)).simulation.memory
+    assert memory["parameters"] < 0.01 * memory["gathered"]  # what is too small to be cut
 
 
 def test_fused_kernels_keep_their_inputs_alone() -> None:
@@ -235,28 +295,35 @@ def test_more_work_takes_longer() -> None:
     assert 1.5 < times[128] / times[64] < 2.0
 
 
-def test_contradictions_are_named_and_the_rest_is_predicted(tmp_path: Path) -> None:
+def test_contradictions_are_named_and_the_rest_is_predicted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "some.csv", TENSOR, GOOD | {"dp": "3"})
-    done = run(path, "--json")
-    assert done.returncode == 2
-    assert "line 3: n_gpus is 16; expected dp 3 * tp 2 * cp 1 * pp 2 = 12" in done.stderr
-    found = json.loads(done.stdout)
+    assert main([str(path), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert "line 3: n_gpus is 16; expected dp 3 * tp 2 * cp 1 * pp 2 = 12" in err
+    found = json.loads(out)
     assert len(found["rows"]) == 1
     assert found["skipped"][0]["line"] == 3
 
 
-def test_a_file_that_is_no_table_ends_with_2(tmp_path: Path) -> None:
-    done = run(tmp_path / "none.csv")
-    assert done.returncode == 2
-    assert "none.csv can't be read" in done.stderr
-    assert done.stdout == ""
+def test_a_file_that_is_no_table_ends_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "none.csv")]) == 2
+    out, err = capsys.readouterr()
+    assert "none.csv can't be read" in err
+    assert out == ""
 
 
-def test_tables_for_people_fit_80_columns(tmp_path: Path) -> None:
-    done = run(write(tmp_path / "one.csv", TENSOR))
-    assert done.returncode == 0
-    assert "predicted beside measured" in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+def test_tables_for_people_fit_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([str(write(tmp_path / "one.csv", TENSOR))]) == 0
+    out = capsys.readouterr().out
+    assert "predicted beside measured" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
 
 
 def test_ranks_and_quantiles() -> None:

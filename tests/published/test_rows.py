@@ -36,6 +36,12 @@ def test_a_row_is_read_by_its_columns_types() -> None:
     assert row.precision == "fp16"
 
 
+def test_whole_numbers_may_have_a_point() -> None:
+    """As programs write columns of whole numbers with gaps."""
+    row = parse_row(2, changed(layers="24.0", sp="0.0", zero_or_fsdp="1.0"))
+    assert (row.layers, row.sp, row.zero_or_fsdp) == (24, False, 1)
+
+
 def test_plain_data_parallelism_is_stage_0_and_empty_is_unknown() -> None:
     assert parse_row(2, changed(zero_or_fsdp="none")).zero_or_fsdp == 0
     assert parse_row(2, changed(zero_or_fsdp="")).zero_or_fsdp is None

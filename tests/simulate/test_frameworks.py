@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from staged_programs import lowered, parsed
 
 from meshwright.plan.types import Pipeline
+from meshwright.simulate.block import Task
+from meshwright.simulate.engine import Engine, Timed
 from meshwright.simulate.executor import OWN, Executor
+from meshwright.simulate.schedules import Turn
 from meshwright.simulate.step import simulate
 from meshwright.simulate.types import Simulation
 
@@ -41,6 +45,31 @@ def test_what_is_sent_in_parts_travels_faster_and_is_gathered() -> None:
     assert after < before
     before, after = (sum(s.stalls["collectives"] for s in item.stages) for item in (whole, parts))
     assert after > before
+
+
+def test_what_is_gathered_again_is_kept_in_part() -> None:
+    whole = run("data=2,tensor=2,sequence", BUFFERED)
+    part = run("data=2,tensor=2,sequence", replace(BUFFERED, regathers=True))
+    assert part.step_time_s == whole.step_time_s
+    # Two values [8, 64, 256] of float32 in each of 8 blocks, of which each device made half; the
+    # last block's are whole again at the peak, which lies in its backward now.
+    less = 8 * 2 * (8 * 64 * 256 * 4 // 2)
+    assert 0.75 * less < whole.memory["activations"] - part.memory["activations"] < less
+
+
+def test_compute_beside_collectives_takes_longer() -> None:
+    """As long as both run: not after the collective is through, nor where none runs."""
+    gather, compute = Task("reduce", 0.5, "data", "all_reduce"), Task("compute", 2.0)
+    turn = Turn("F", 0, 0)
+    for tasks, seconds in (((gather, compute, compute), 4.1), ((compute, compute), 4.0)):
+        timed = Timed(tasks, 4.0, 4.0, True, 0.0, 0.0)
+        engine = Engine(
+            [[turn]], 1, lambda *_, timed=timed: timed, lambda *_: 0.0, False, False, 0.2
+        )  # fmt: skip
+        engine.run()
+        assert engine.clocks[0].now_s == pytest.approx(seconds)
+        contention_s = engine.clocks[0].stalls.get("contention", 0.0)
+        assert contention_s == pytest.approx(seconds - 4)
 
 
 def test_parts_need_a_tensor_axis() -> None:

@@ -64,6 +64,7 @@ class Constants:
     collective_launch_s: float
     hop_latency_in_host_s: float
     hop_latency_across_s: float
+    overlap_slowdown: float
     memory_fragmentation: float
 
     def matmul_efficiency(self, architecture: str | None) -> float:

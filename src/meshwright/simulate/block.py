@@ -75,7 +75,8 @@ class Block:
     to parameters' alone. saved: what its forward makes for its own backward alone.
     hidden_s: of the collectives of `inputs` what can run beside `weights`.
     core: the tasks of attention from scores to their weighted sum, core_saved what of
-    `saved` lies in there. accumulated: bytes of gradients that are added up over
+    `saved` lies in there. regathered: what of `saved` others hold too, and could be
+    gathered again. accumulated: bytes of gradients that are added up over
     microbatches, and of one element."""
 
     name: str
@@ -89,6 +90,7 @@ class Block:
     backward_memory: Footprint = field(default_factory=Footprint)
     saved: Bytes = (0, 0, 0)
     core_saved: int = 0
+    regathered: int = 0
     gathered_bytes: int = 0  # of one parameter after another, all that its forward gathers
     accumulated: dict[str, tuple[int, int]] = field(default_factory=dict)
     gather: Work = field(default_factory=Work)  # once a step

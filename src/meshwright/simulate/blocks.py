@@ -131,6 +131,7 @@ class _Costing:
             for op in core:
                 self._add(block.core, op)
             dropped = {values[name].storage for name in inner}
+            block.regathered = self._regathered(number, dropped)
             block.core_saved = sum(
                 item.nbytes for item in self.traffic.private[number] if item.storage in dropped
             )
@@ -242,6 +243,21 @@ class _Costing:
             return 0.0
         leads = self.traffic.to_weights
         return hidden_seconds(ops, self.operands, self.op_s, collectives, leads)
+
+    def _regathered(self, number: int, apart: Collection[str]) -> int:
+        """Bytes of what the backward keeps of gathered activations beside a device's own part."""
+        gathered: dict[str, int] = {}
+        for op in self.parts.forward[number]:
+            if op.target == "mesh.all_gather" and op.source.module != GATHERING:
+                extent = self.lowered.mesh.extent(str(dict(op.kwargs)["axis"]))
+                for name in op.results:
+                    if name is not None:
+                        gathered[self.values[name].storage] = extent
+        return sum(
+            item.nbytes - item.nbytes // gathered[item.storage]
+            for item in self.traffic.private[number]
+            if item.storage in gathered and item.storage not in apart and not item.derived
+        )
 
     def _once_a_step(self) -> None:
         """Gathers and reductions of once a step, with the block of their parameter."""

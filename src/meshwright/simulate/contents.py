@@ -86,9 +86,12 @@ class Contents:
         cost = optimizer_cost(self.optimizer)
         master = self.executor.master_weights
         state = parameters = 0
+        inside: set[str] = set()
+        if self.executor.gathers_in_place:
+            inside.update(*(op.operands() for op in self.lowered.gather.ops))
         for item in stepped:
             value = values[item.value]
-            parameters += value.nbytes
+            parameters += 0 if item.value in inside else value.nbytes
             if item.trainable and item.gradient is not None:
                 mixed = master and ITEM_BYTES[value.dtype] < 4 and cost.ops
                 state += (

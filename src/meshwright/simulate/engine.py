@@ -44,6 +44,7 @@ class Clock:
     fetched: list[float] = field(default_factory=list)  # ends of gathers asked for ahead
     stalls: dict[str, float] = field(default_factory=dict)
     turns: list[tuple[Turn, float, float]] = field(default_factory=list)
+    running_s: float = 0.0  # of collectives beside compute, what compute has not yet run beside
     links: dict[int, float] = field(default_factory=dict)
 
     def stall(self, cause: str, seconds: float) -> None:
@@ -59,7 +60,9 @@ TimedOf = Callable[[int, Turn], Timed]
 class Engine:
     """transfer(piece, forward): seconds from a piece to the next one or the one before.
 
-    pieces lie on stages in turn. blocking: a stage that sends does nothing else.
+    pieces lie on stages in turn. blocking: a stage that sends does nothing else. slowdown:
+    by how much a second of compute takes longer beside a collective, which takes some of the
+    device's units and memory bandwidth.
     """
 
     orders: Sequence[Sequence[Turn]]
@@ -68,6 +71,7 @@ class Engine:
     transfer: Callable[[int, bool], float]
     blocking: bool
     detail: bool
+    slowdown: float = 0.0
     clocks: list[Clock] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
@@ -171,11 +175,15 @@ class Engine:
             clock.fetched.append(self._queue(stage, gathers[0], max(clock.asked_s, 0.0)))
         for task in work.tasks:
             if task.role == "compute":
-                now += task.seconds
+                together = min(clock.running_s, task.seconds)
+                clock.running_s -= together
+                clock.stall("contention", self.slowdown * together)
+                now += task.seconds + self.slowdown * together
             elif task.role == "gather":
                 ready = clock.fetched.pop(0)
                 if ready > now:
                     clock.stall("gathers", ready - now)
+                    clock.running_s = max(0.0, clock.running_s - (ready - now))
                     now = ready
                 ahead += 1
                 following = gathers[ahead] if ahead < len(gathers) else self._next(stage, at)
@@ -188,6 +196,7 @@ class Engine:
                 free = clock.queues.get(task.axis, 0.0)
                 if free > now:
                     clock.stall("gradient reduction", free - now)
+                    clock.running_s = max(0.0, clock.running_s - (free - now))
                     now = free
                 end = now + task.seconds
                 clock.queues[task.axis] = end
@@ -216,6 +225,7 @@ class Engine:
         begin = max(since, clock.queues.get(task.axis, 0.0))
         end = clock.queues[task.axis] = begin + task.seconds
         clock.communication_s += task.seconds
+        clock.running_s += task.seconds
         if self.detail:
             self.events.append(Event(task.kind, task.axis, begin, end, stage))
         return end

@@ -28,6 +28,9 @@ class Executor:
     part alone, and those that receive gather the parts; for values that they all hold whole.
     whole_owners: with ZeRO 1 and 2 a parameter's optimizer state lies whole on one device,
     so that gradients are all-reduced and parameters broadcast one by one by their owners.
+    gathers_in_place: parameters that are gathered once a step lie in one buffer, of which what
+    a device stores is a part. regathers: of an activation that is gathered over the tensor axis
+    the backward gets this device's part, and gathers it again beside the product before.
     fused_optimizer: one pass over all parameters in place of op by op.
     compiled: chains of pointwise ops are one kernel each. cached_allocator: freed memory
     stays with the process, and pieces of it that fit nothing stay unused; always so
@@ -48,6 +51,8 @@ class Executor:
     keeps_sent: bool = False
     sends_parts: bool = False
     whole_owners: bool = False
+    gathers_in_place: bool = False
+    regathers: bool = False
     fused_optimizer: bool = False
     compiled: bool = False
     cached_allocator: bool = False

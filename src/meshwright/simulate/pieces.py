@@ -319,8 +319,7 @@ class _Assembly:
                 continue
             for kind in range(3):
                 saved[kind] += block.saved[kind]
-            if drop:
-                saved[ACTIVATIONS] -= block.core_saved
+            saved[ACTIVATIONS] -= self._dropped(block)
         received = [0, 0, 0]
         outputs = [0] * len(self.blocks)  # that a block made again makes for its own backward
         for item in self.row.passed:
@@ -356,9 +355,11 @@ class _Assembly:
         self.piece.forward_memory = best
 
     def _dropped(self, block: Block) -> int:
-        if self.again(block) is None:
-            return 0
-        return block.saved[ACTIVATIONS] if self.recompute == "full" else block.core_saved
+        again = self.again(block) is not None
+        if again and self.recompute == "full":
+            return block.saved[ACTIVATIONS]
+        dropped = block.core_saved if again else 0
+        return dropped + (block.regathered if self.executor.regathers else 0)
 
     def _backward_memory(self, again: list[bool], full: bool, outputs: list[int]) -> None:
         returned = [
@@ -374,7 +375,8 @@ class _Assembly:
                 if full:
                     forward = block.forward_memory
                     best = _higher(best, live, forward.peak, forward.peak_op)
-                live[ACTIVATIONS] += self._dropped(block) + outputs[index]
+                live[ACTIVATIONS] += outputs[index]
+            live[ACTIVATIONS] += self._dropped(block)
             best = _higher(best, live, memory.peak, memory.peak_op)
             for kind in range(3):
                 live[kind] += memory.net[kind]

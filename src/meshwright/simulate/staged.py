@@ -115,6 +115,7 @@ class _Staged:
     def run(self) -> Simulation:
         orders = schedule(self.pipeline, self.microbatches)
         clocks = [Clock() for _ in range(self.stages)]
+        on_cpu = all(profile.device == "cpu" for profile in self.costs.profiles)
         engine = Engine(
             orders,
             len(self.pieces),
@@ -122,6 +123,7 @@ class _Staged:
             self._transfer,
             not self.executor.overlap_pipeline,
             self.detail,
+            0.0 if on_cpu else self.costs.constants.overlap_slowdown,
             clocks,
         )
         for stage, clock in enumerate(clocks):

@@ -45,7 +45,8 @@ class StageResult:
     compute_s: its compute, clipping and optimizer included. stalls: the rest of
     the step, by what the stage waits for: `bubble` for other stages, `transfer` for
     values on their way, `collectives`, `gathers`, `gradient reduction`, `data` for
-    the batch, `launches` for the host, `overhead`. Both together are the step.
+    the batch, `launches` for the host, `contention` with collectives that run beside
+    compute, `overhead`. Both together are the step.
     """
 
     modules: tuple[str, ...]  # where its pieces begin
