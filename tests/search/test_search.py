@@ -95,27 +95,31 @@ def test_auto_is_never_worse_than_the_best_name(name: str, cluster: Cluster) -> 
     assert f"{found.evaluated} candidates" in found.why
 
 
+_TASKS = {
+    "mlp": "features=12, hidden=64, layers=1, classes=5, global_batch=32",
+    "gpt": "layers=1, width=16, heads=4, vocab=20, seq_len=6, global_batch=8",
+}
 _PRINTED = """
-import sys
 from meshwright.api import plan
-from meshwright.zoo.mlp import mlp_task
-task = mlp_task(features=12, hidden=64, layers=1, classes=5, global_batch=32)
-made = plan(task, "1x4:h100-sxm", budget_s=1000.0, seed=3)
+from meshwright.zoo.NAME import NAME_task
+made = plan(NAME_task(OPTIONS), "1x4:h100-sxm", budget_s=1000.0, seed=3)
 print(made.model_copy(update={"capture_s": 0, "search_s": 0, "lower_s": 0}).model_dump_json())
 """
 
 
-def test_the_same_input_and_seed_give_the_same_plan() -> None:
+@pytest.mark.parametrize("name", ["mlp", pytest.param("gpt", marks=pytest.mark.all)])
+def test_the_same_input_and_seed_give_the_same_plan(name: str) -> None:
     """Whatever the order of sets and the hashes of strings, and whatever was planned before."""
     # A seed of hashes that is not this process's, whose own is random or of the environment.
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    text = _PRINTED.replace("NAME", name).replace("OPTIONS", _TASKS[name])
     printed = subprocess.run(
-        [sys.executable, "-c", _PRINTED], env={**os.environ, "PYTHONHASHSEED": seed},
-        check=True, capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", text], env={**os.environ, "PYTHONHASHSEED": seed},
+        check=True, capture_output=True, text=True, timeout=900,
     ).stdout  # fmt: skip
     here = io.StringIO()
     with contextlib.redirect_stdout(here):
-        exec(_PRINTED, {})
+        exec(text, {})
     assert json.loads(here.getvalue()) == json.loads(printed)
 
 
