@@ -256,6 +256,42 @@ class TestMessages:
         )
 
 
+@pytest.mark.parametrize("halves", ["6x8:{0}+6x8:{0}", "4x8:{0}+8x8:{0}", "8x8:{0}+4x8:{0}"])
+@pytest.mark.parametrize("kind", sorted(COLLECTIVES))
+def test_hosts_cost_the_same_in_however_many_groups_they_are_written(
+    kind: str, halves: str
+) -> None:
+    """Hosts of one kind lead out over the same cards, to hosts of any group."""
+    whole = parse_cluster("12x8:a100-80g")
+    parts = parse_cluster(halves.format("a100-80g"))
+    for extent, stride in ((96, 1), (48, 2), (24, 4), (12, 8), (6, 16), (3, 32), (2, 48)):
+        for nbytes in (256, 1 << 20, 1 << 28):
+            once = collective_seconds(kind, extent, stride, nbytes, whole)
+            # A tree inside each group may have one round more than the tree over all of them.
+            most = 1.3 if kind == "all_reduce" else 1 + 1e-9
+            assert 1 - 1e-9 <= collective_seconds(kind, extent, stride, nbytes, parts) / once < most
+
+
+def test_all_to_all_of_a_mixed_cluster_takes_no_less_than_on_its_slower_kind() -> None:
+    mixed = parse_cluster("4x8:h100-sxm+8x8:a100-80g")
+    slower = parse_cluster("12x8:a100-80g")
+    assert collective_seconds("all_to_all", 96, 1, GIB, mixed) >= (
+        collective_seconds("all_to_all", 96, 1, GIB, slower) * (1 - 1e-9)
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(COLLECTIVES))
+def test_a_links_own_latency_counts_where_it_is_longer_than_the_fitted_hop(kind: str) -> None:
+    usual = parse_cluster("2x8:h100-sxm")
+    group = usual.groups[0]
+    far = group.levels[1].model_copy(update={"latency_s": 1e-3})
+    slow = usual.model_copy(
+        update={"groups": (group.model_copy(update={"levels": (group.levels[0], far)}),)}
+    )
+    assert collective_seconds(kind, 2, 8, 64, slow) > 10 * collective_seconds(kind, 2, 8, 64, usual)
+    assert collective_seconds(kind, 8, 1, 64, slow) == collective_seconds(kind, 8, 1, 64, usual)
+
+
 def test_axes_inside_one_kind_of_host_cost_what_the_slower_kind_takes() -> None:
     both = parse_cluster("2x8:h100-sxm+2x8:a100-80g")
     slow = parse_cluster("2x8:a100-80g")

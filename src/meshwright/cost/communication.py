@@ -129,7 +129,7 @@ def _on_way(
         if curves:
             return _measured(kind, extent, nbytes, curves)
     usable = _usable(group, constants)
-    crossed = crossings(way, usable)
+    crossed = crossings(way, extent, usable)
     launch = _launch(group, usable)
     if kind == "all_reduce":
         return launch + _all_reduce(extent, nbytes, crossed, usable)
@@ -205,7 +205,7 @@ def _all_reduce(
 
 def _all_to_all(n: int, nbytes: float, crossed: tuple[Crossing, ...], nccl: bool) -> float:
     """Each level carries the share that goes to members beyond the level below."""
-    moved_s = max((item.inside - item.below) / n * nbytes / item.bytes_per_s for item in crossed)
+    moved_s = max((item.leaving - item.below) / n * nbytes / item.bytes_per_s for item in crossed)
     if not nccl:
         return (n - 1) * max(item.latency_s for item in crossed) + moved_s
     waited_s = ceil((n - 1) / _PEERS_AT_ONCE) * max(item.latency_s for item in crossed)
