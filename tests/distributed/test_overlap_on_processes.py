@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,18 @@ from meshwright.zoo.reference import load_task
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-from distributed import run_processes
+from distributed import fork_processes, run_processes
 
 OPTIONS = {"layers": "2", "width": "32", "heads": "4", "seq_len": "16", "global_batch": "8"}
 # A table that is cut in several steps, tied to the head; sums over two axes; whole gradients.
 STRATEGIES = ("data", "zero=1", "zero=2", "data=2,tensor=2,zero=3", "replica=2,data=2,zero=3")
 BUCKET = 20_000  # several to a model
+
+
+@cache
+def gpt() -> Model:
+    """Captured once, before processes fork."""
+    return Model(load_task("zoo:gpt", OPTIONS))
 
 
 def steps(made: Plan, model: Model, comm: Communicator | None, overlap: bool) -> list[Any]:
@@ -64,7 +71,7 @@ def planned(model: Model, microbatches: int, strategies: Sequence[str]) -> list[
 
 @pytest.mark.parametrize(("microbatches", "strategies"), [(1, STRATEGIES[:1]), (2, STRATEGIES)])
 def test_the_order_of_work_changes_no_bit(microbatches: int, strategies: Sequence[str]) -> None:
-    model = Model(load_task("zoo:gpt", OPTIONS))
+    model = gpt()
     for made in planned(model, microbatches, strategies):
         mesh = Mesh(tuple(made.mesh.items()))
         plain = run_lockstep(mesh, lambda comm, made=made: steps(made, model, comm, False))
@@ -109,7 +116,7 @@ def test_a_device_with_less_to_do_keeps_the_plain_order() -> None:
 
 def both(payload: dict[str, Any]) -> list[list[Any]]:
     init_process(timeout_s=60)
-    model = Model(load_task("zoo:gpt", OPTIONS))
+    model = gpt()
     plans = [Plan.model_validate(text) for text in payload["plans"]]
     return [[steps(made, model, None, overlap) for overlap in (False, True)] for made in plans]
 
@@ -117,9 +124,9 @@ def both(payload: dict[str, Any]) -> list[list[Any]]:
 @pytest.mark.processes
 @pytest.mark.timeout(280)
 def test_on_four_processes(run_dir: Path) -> None:
-    plans = planned(Model(load_task("zoo:gpt", OPTIONS)), 2, ("data", "replica=2,data=2,zero=3"))
+    plans = planned(gpt(), 2, ("data", "replica=2,data=2,zero=3"))
     payload = {"plans": [made.model_dump(mode="json") for made in plans]}
-    for ran in run_processes(both, 4, run_dir, payload, timeout_s=240):
+    for ran in fork_processes(both, 4, run_dir, payload, timeout_s=240):
         for made, (plain, beside) in zip(plans, ran, strict=True):
             counted = [c.model_dump() for c in made.predicted.collectives]
             for step in range(2):
@@ -154,7 +161,7 @@ def fails_under_way(payload: dict[str, Any]) -> None:
 @pytest.mark.processes
 @pytest.mark.timeout(120)
 def test_a_rank_that_fails_beside_a_reduction(run_dir: Path) -> None:
-    model = Model(load_task("zoo:gpt", OPTIONS))
+    model = gpt()
     made = plan(model.task, "local:2", "data", model=model, bucket_bytes=BUCKET)
     started = time.monotonic()
     with pytest.raises(RunError, match="one over nothing"):

@@ -1,12 +1,14 @@
 """The same claim as `tests/equivalence`, on four real gloo processes.
 
-All strategies of a model run in one set of processes, since starting them takes longer
-than the steps do.
+All strategies of a model run in one set of processes, forks of this one, since starting them
+and capturing takes longer than the steps do. That processes begin from nothing is for
+`tests/cli` and `tests/runtime/test_launch.py` to say.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from meshwright.zoo.reference import load_task
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-from distributed import run_processes
+from distributed import fork_processes
 
 STRATEGIES = (
     "data",
@@ -40,11 +42,17 @@ MODELS = {
 }
 
 
+@cache
+def captured(reference: str, **options: str) -> Model:
+    """Captured once, before the processes fork."""
+    return Model(load_task(reference, options))
+
+
 def verify_all(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Compare every plan with one device; what rank 0 saw of each."""
     rank = init_process().rank
-    task = load_task(payload["model"], payload["options"])
-    model = Model(task)
+    model = captured(payload["model"], **payload["options"])
+    task = model.task
     found = []
     for text in payload["plans"]:
         made = Plan.model_validate(text)
@@ -73,15 +81,14 @@ FEWER = [
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("model", FEWER)
 def test_every_strategy_on_four_processes(model, run_dir):
-    task = load_task(model, MODELS[model])
-    shared = Model(task)
-    plans = [plan(task, "local:4", strategy, model=shared) for strategy in STRATEGIES]
+    shared = captured(model, **MODELS[model])
+    plans = [plan(shared.task, "local:4", strategy, model=shared) for strategy in STRATEGIES]
     payload = {
         "model": model,
         "options": MODELS[model],
         "plans": [made.model_dump(mode="json") for made in plans],
     }
-    seen = run_processes(verify_all, 4, run_dir, payload, timeout_s=240)[0]
+    seen = fork_processes(verify_all, 4, run_dir, payload, timeout_s=240)[0]
     assert len(seen) == len(STRATEGIES)
     for strategy, made, item in zip(STRATEGIES, plans, seen, strict=True):
         assert item["equal"], (strategy, item["seen"])

@@ -82,19 +82,27 @@ def check(task: Task, mesh: dict[str, int], decisions: Decisions, **options: Any
 BATCH: Decisions = [("data", "batch[0]", 0), ("data", "batch[1]", 0)]
 
 
-@pytest.mark.parametrize("norm", ["group", "instance", "batch"])
+NORMS = ("group", "instance", "batch")
+CUTS: tuple[tuple[dict[str, int], Decisions], ...] = (
+    ({"spatial": 2}, side("spatial", 0)),
+    ({"spatial": 4}, side("spatial", 0)),
+    ({"spatial": 3}, side("spatial", 2)),
+    ({"spatial": 2, "edge": 2}, side("spatial", 0) + side("edge", 1)),
+    ({"spatial": 2, "edge": 3}, side("spatial", 2) + side("edge", 0)),
+    ({"data": 2, "spatial": 2}, BATCH + side("spatial", 1)),
+    ({"spatial": 2, "tensor": 2}, [*side("spatial", 0), ("tensor", "down.weight", 1)]),
+    ({"tensor": 2, "spatial": 2}, [("tensor", "deep.weight", 0), *side("spatial", 1)]),
+    ({"data": 2, "spatial": 2}, side("data", 0) + side("spatial", 0)),
+)
+
+
 @pytest.mark.parametrize(
-    ("mesh", "decisions"),
+    ("norm", "mesh", "decisions"),
+    # Norms in turn; each cut with each of them in the longer sweep.
     [
-        ({"spatial": 2}, side("spatial", 0)),
-        ({"spatial": 4}, side("spatial", 0)),
-        ({"spatial": 3}, side("spatial", 2)),
-        ({"spatial": 2, "edge": 2}, side("spatial", 0) + side("edge", 1)),
-        ({"spatial": 2, "edge": 3}, side("spatial", 2) + side("edge", 0)),
-        ({"data": 2, "spatial": 2}, BATCH + side("spatial", 1)),
-        ({"spatial": 2, "tensor": 2}, [*side("spatial", 0), ("tensor", "down.weight", 1)]),
-        ({"tensor": 2, "spatial": 2}, [("tensor", "deep.weight", 0), *side("spatial", 1)]),
-        ({"data": 2, "spatial": 2}, side("data", 0) + side("spatial", 0)),
+        pytest.param(norm, *cut, marks=() if turn % 3 == kind else pytest.mark.all)
+        for turn, cut in enumerate(CUTS)
+        for kind, norm in enumerate(NORMS)
     ],
     ids=str,
 )
@@ -147,7 +155,13 @@ OPS: dict[str, Callable[[], Callable[[Tensor], Tensor] | nn.Module]] = {
 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize(
-    "mesh", [{"spatial": 2}, {"spatial": 4}, {"spatial": 2, "edge": 2}], ids=str
+    "mesh",
+    [
+        pytest.param({"spatial": 2}, marks=pytest.mark.all),  # as the first of the two axes below
+        {"spatial": 4},
+        {"spatial": 2, "edge": 2},
+    ],
+    ids=str,
 )
 def test_an_image_op_between_convolutions(name: str, mesh: dict[str, int]) -> None:
     seeded = torch.Generator().manual_seed(4)
