@@ -1,6 +1,6 @@
 """Pairs of the matrix of `tests/equivalence` on four real gloo processes.
 
-In `make test` every model once and every strategy once; all pairs in `make test-all`.
+In `make test` every strategy once, by as many models; all pairs in `make test-all`.
 The collectives that ran are the ones that the plan lists. The processes are forks of the
 one that made the plans, so that a model is captured once and not by each of them.
 """
@@ -28,23 +28,17 @@ Pair = tuple[str, str]
 EQUAL_PAIRS = [pair for pair, said in documented().items() if said == EQUAL]
 
 
-def every_model_and_strategy_once() -> list[Pair]:
-    """A pair for each model, with the strategy that was taken least so far.
-
-    And one for each strategy that was not taken then, as a kind of model may have more
-    strategies of its own than there are models of it.
-    """
-    taken = dict.fromkeys(STRATEGIES, 0)
+def every_strategy_once() -> list[Pair]:
+    """Each strategy by a model of its own: the one that is left with the fewest others."""
+    left = {row.name: row.strategies for row in ROWS}
     chosen: list[Pair] = []
-    # Models with the rarest strategies first, so that each of those is met.
-    for row in sorted(ROWS, key=lambda row: -len(row.strategies)):
-        options = [s for s in row.strategies if (row.name, s) in EQUAL_PAIRS]
-        rarest = min(options, key=lambda s: (taken[s], -STRATEGIES.index(s)))
-        taken[rarest] += 1
-        chosen.append((row.name, rarest))
-    for strategy in STRATEGIES:
-        if not taken[strategy]:
-            chosen.append(next(pair for pair in EQUAL_PAIRS if pair[1] == strategy))
+    # What few models have is given out first.
+    for strategy in sorted(STRATEGIES, key=lambda s: sum(s in row.strategies for row in ROWS)):
+        options = [name for name in left if (name, strategy) in EQUAL_PAIRS]
+        options = options or [name for name, each in EQUAL_PAIRS if each == strategy]
+        name = min(options, key=lambda name: len(left.get(name, ())))
+        left.pop(name, None)
+        chosen.append((name, strategy))
     return chosen
 
 
@@ -84,15 +78,15 @@ def check(pairs: list[Pair], run_dir: Path) -> None:
         assert item["executed"] == planned, pair
 
 
-def test_the_part_has_every_model_and_every_strategy() -> None:
-    pairs = every_model_and_strategy_once()
-    assert {name for name, _ in pairs} == set(BY_NAME)
+def test_the_part_has_every_strategy_and_many_models() -> None:
+    pairs = every_strategy_once()
     assert {strategy for _, strategy in pairs} == set(STRATEGIES)
+    assert len({name for name, _ in pairs}) >= 0.8 * len(pairs)
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("name", "strategy"), every_model_and_strategy_once())
-def test_every_model_and_every_strategy_once(name: str, strategy: str, run_dir: Path) -> None:
+@pytest.mark.parametrize(("name", "strategy"), every_strategy_once())
+def test_every_strategy_once(name: str, strategy: str, run_dir: Path) -> None:
     check([(name, strategy)], run_dir)
 
 

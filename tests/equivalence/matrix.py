@@ -156,7 +156,7 @@ loss, every gradient, every updated parameter and buffer of a training step on f
 against plain PyTorch on one, in fp32, within 1e-4 of each tensor's largest value. The
 four ranks' programs run in lockstep in one process: in `make test` for half of the pairs, in
 which every model and every strategy is, in `make test-all` for all of them. On real gloo
-processes `make test` runs every model and every strategy once, `make test-all` every pair.
+processes `make test` runs every strategy once, `make test-all` every pair.
 
 {equal} of {all} pairs are equal. A number in brackets is the reason under the table why a
 pair is not; {none} stands where a strategy is not for that kind of model (a sequence to cut,
