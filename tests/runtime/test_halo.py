@@ -17,7 +17,7 @@ from meshwright.runtime.lockstep import run_lockstep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-from distributed import run_processes
+from distributed import fork_processes
 
 MESH = Mesh((("data", 2), ("space", 3)))
 # Of a dim of 7 rows in parts of 3, 3 and 1; and of one of 2 rows in parts of 1, 1 and none.
@@ -116,7 +116,7 @@ def test_chunks_and_overlaps() -> None:
 
 
 def test_processes_agree_with_lockstep(tmp_path: Path) -> None:
-    logs = run_processes(halo_in_processes, 3, tmp_path)
+    logs = fork_processes(halo_in_processes, 3, tmp_path)
     assert logs[0]
     assert logs[0] == logs[1] == logs[2]
 

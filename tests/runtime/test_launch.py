@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launch_workers import collectives_agree_with_lockstep
 
 from meshwright.errors import PlanError, RunError, UsageError
 from meshwright.runtime.launch import launch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from distributed import fork_processes
 
 pytestmark = pytest.mark.processes
 HERE = str(Path(__file__).parent)
@@ -105,7 +110,10 @@ def test_a_broken_progress_callback_is_raised(tmp_path: Path) -> None:
         launch("launch_workers:add_ranks", {}, 1, tmp_path, None, 60, broken)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+# Ctrl-C of a whole training is in `tests/cli`.
+@pytest.mark.parametrize(
+    "name", [pytest.param("SIGINT", marks=pytest.mark.all), "SIGTERM", "SIGKILL"]
+)
 def test_no_orphans(name: str, tmp_path: Path) -> None:
     code = (
         "import pathlib, sys; from meshwright.runtime.launch import launch;"
@@ -148,7 +156,7 @@ def test_two_launches_side_by_side(tmp_path: Path) -> None:
 
 
 def test_processes_agree_with_lockstep(tmp_path: Path) -> None:
-    logs = launch("launch_workers:collectives_agree_with_lockstep", {}, 4, tmp_path, None, 120)
+    logs = fork_processes(collectives_agree_with_lockstep, 4, tmp_path)
     kinds = {(entry["kind"], entry["axis"]) for entry in logs[0]}
     assert kinds == {
         (kind, axis)
@@ -157,6 +165,7 @@ def test_processes_agree_with_lockstep(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.all  # a training by the command line under torchrun runs every time
 def test_torchrun(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
