@@ -82,8 +82,13 @@ def test_numbers_tell_right_from_wrong() -> None:
     assert comparison.numbers(case, whole, Cut(("P(sum)",), ("P(sum)",))) == "equal"
 
 
-def test_every_cut_of_every_case_comes_to_what_the_file_says() -> None:
-    expected, made = tables.without_explanations(kept()), comparison.found()
+@pytest.mark.parametrize("part", [4, pytest.param(1, marks=pytest.mark.all)])
+def test_every_cut_of_every_case_comes_to_what_the_file_says(part: int) -> None:
+    """Every cut of ours; what DTensor does beyond them, of a part of the ops."""
+    expected, made = tables.without_explanations(kept()), comparison.found(part)
+    expected["only DTensor"] = [
+        entry for entry in expected["only DTensor"] if comparison.asked_in(part, entry["op"])
+    ]
     version = torch.__version__.partition("+")[0]
     where = f"{AGAIN} (it was made with PyTorch {kept()['pytorch']}, this is {version})"
     changed = {
