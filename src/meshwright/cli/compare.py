@@ -94,7 +94,7 @@ def _rows(prepared: Prepared, out: Output) -> tuple[list[Compared], MeshwrightEr
         made = make_plan(prepared, out, "auto")
         first = Compared(
             strategy="auto", fits=True, predicted=made.predicted, chosen=made.strategy,
-            microbatches=made.microbatches,
+            microbatches=made.microbatches, hurried=made.stopped == "budget",
         )  # fmt: skip
     except (StrategyError, NoPlanFits) as error:
         failed = error
@@ -149,7 +149,7 @@ def _show(
 ) -> None:
     from rich.markup import escape
 
-    from meshwright.cli.show import heading, indented, prediction_cells, predictions
+    from meshwright.cli.show import heading, indented, prediction_cells, predictions, strategy_cell
 
     pairs = sorted(
         ((row, on) for row, on in zip(rows, front, strict=True) if row.predicted),
@@ -164,7 +164,9 @@ def _show(
             continue
         mark = "*" if row.strategy == best else "+" if on else "" if row.fits else "-"
         style = "bold green" if row.strategy == best else "" if row.fits else "dim"
-        shown.add_row(mark, escape(row.strategy), *prediction_cells(row.predicted), style=style)
+        shown.add_row(
+            mark, strategy_cell(row.strategy), *prediction_cells(row.predicted), style=style
+        )
     out.print(heading(title), indented(shown))
     marks = "  * predicted fastest   + none is better in both time and memory"
     marks += "" if all(row.fits for row, _ in pairs) else "   - does not fit"
@@ -173,6 +175,8 @@ def _show(
         out.print(f"  and {hidden} more; --json and --html have all of them")
     auto = rows[0]
     out.print(f"  auto chose {escape(auto.chosen)}" if auto.fits else f"  auto: {auto.reason}")
+    if auto.hurried:
+        out.print("  Its time was over before it was through; --budget-seconds gives it more.")
     reasons: dict[str, list[str]] = {}
     for row in rows[1:]:
         if row.predicted is None:

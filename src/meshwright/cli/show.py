@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from meshwright.report.units import deviation
 from meshwright.simulate.types import Simulation
 
 MOST_ROWS = 8
+_BESIDE_STRATEGY = 54  # columns that figures take
 
 
 def heading(text: str) -> RenderableType:
@@ -151,21 +154,34 @@ def collectives(
     return made
 
 
-def candidates(plan: Plan) -> Table:
+def candidates(plan: Plan) -> RenderableType:
     """The chosen candidate first, then the best of the others."""
-    rows: list[tuple[str, Prediction, str]] = [(plan.strategy, plan.predicted, "")]
-    rows += [
-        (other.strategy, other, other.note or ("" if other.fits else "does not fit"))
-        for other in plan.alternatives[:MOST_ROWS]
-    ]
-    noted = any(note for _, _, note in rows)
+    others = plan.alternatives[:MOST_ROWS]
+    noted = any(other.note for other in others)
     made = predictions(*(["note"] if noted else []))
-    for index, (name, predicted, note) in enumerate(rows):
+    blank = [""] if noted else []
+    made.add_row(
+        "*", strategy_cell(plan.strategy), *prediction_cells(plan.predicted), *blank, style="bold"
+    )
+    for other in others:
         made.add_row(
-            "" if index else "*", escape(name), *prediction_cells(predicted),
-            *([escape(note)] if noted else []), style="" if index else "bold",
+            "" if other.fits else "-", strategy_cell(other.strategy), *prediction_cells(other),
+            *([escape(other.note)] if noted else []), style="" if other.fits else "dim",
         )  # fmt: skip
-    return made
+    if all(other.fits for other in others):
+        return made
+    return Group(made, Text("* chosen   - does not fit"))
+
+
+def strategy_cell(name: str) -> str:
+    """A strategy's name in lines that end after commas, where it is too long for one."""
+    width = max(shutil.get_terminal_size().columns - _BESIDE_STRATEGY, 12)
+    lines = [""]
+    for part in re.findall(r"[^,]+,?", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return escape("\n".join(line.strip() for line in lines))
 
 
 def predictions(*more: str) -> Table:

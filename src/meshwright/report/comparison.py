@@ -16,7 +16,7 @@ __all__ = ["Compared", "Comparison", "on_front", "render_comparison", "write_com
 
 class Compared(Record):
     """One strategy. `predicted` is None where it can't be laid out; `reason` says why, or by
-    how much it does not fit. `chosen` is what `auto` found."""
+    how much it does not fit. `chosen` is what `auto` found; `hurried`: its time was over first."""
 
     strategy: str
     fits: bool
@@ -24,6 +24,7 @@ class Compared(Record):
     microbatches: int = 1
     reason: str = ""
     chosen: str = ""
+    hurried: bool = False
 
 
 class Comparison(Record):

@@ -112,7 +112,7 @@ class Constraints:
             axes[axis] = size
         if self.mesh and taken == devices:
             for axis, size in strategy.axes.items():
-                if size > 1 and axis not in dict(self.mesh):
+                if size != 1 and axis not in dict(self.mesh):
                     problems.append(
                         f"'{self.mesh_text}' takes all {devices} devices, but the strategy "
                         f"'{strategy.text}' has an axis {axis} as well"
