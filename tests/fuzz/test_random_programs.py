@@ -23,6 +23,7 @@ from meshwright.program.types import Program, Value
 
 SEED = int(os.environ.get("MESHWRIGHT_FUZZ_SEED", "0"))
 PARTS = 8  # each its own test, so that a failure does not hide the others
+OFTEN = 4  # of the parts that run in `make test`
 LAYOUTS = 5  # of each program
 CASES = 2000
 
@@ -94,7 +95,9 @@ def run_case(shape: list[int], recipe: list[tuple[int, int]], layouts: list[int]
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part", [k if k < OFTEN else pytest.param(k, marks=pytest.mark.all) for k in range(PARTS)]
+)
 def test_random_programs_under_random_layouts(part: int) -> None:
     print(f"seed {SEED}, part {part}")
     ran = 0
