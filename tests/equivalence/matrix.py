@@ -154,7 +154,7 @@ _HEAD = """# Models and strategies, each pair held against one device
 Written by `python tests/equivalence/matrix.py`, and checked cell by cell by the test suite:
 loss, every gradient, every updated parameter and buffer of a training step on four devices
 against plain PyTorch on one, in fp32, within 1e-4 of each tensor's largest value. The
-four ranks' programs run in lockstep in one process: in `make test` for half of the pairs, in
+four ranks' programs run in lockstep in one process: in `make test` for some of the pairs, in
 which every model and every strategy is, in `make test-all` for all of them. On real gloo
 processes `make test` runs every strategy once, `make test-all` every pair.
 

@@ -23,7 +23,7 @@ from meshwright.program.types import Program, Value
 
 SEED = int(os.environ.get("MESHWRIGHT_FUZZ_SEED", "0"))
 PARTS = 8  # each its own test, so that a failure does not hide the others
-OFTEN = 4  # of the parts that run in `make test`
+OFTEN = 2  # of the parts that run in `make test`
 LAYOUTS = 5  # of each program
 CASES = 2000
 
