@@ -50,8 +50,8 @@ from meshwright.task import Task
 
 Progress = Callable[[str], None]
 
-# Of the seconds for a plan, what the search has at least, however long capture took; and when
-# it ends, so that the plan is laid out on the whole model in time.
+# Of the seconds for a plan, what the search has at least, however long loading and capture took;
+# and when it ends, so that the plan is laid out on the whole model in time.
 _SEARCHED = (0.3, 0.75)
 
 
@@ -74,6 +74,7 @@ def plan(
     goal: str = "time",
     max_step_time_s: float | None = None,
     advise: bool = True,
+    begun: float | None = None,
 ) -> Plan:
     """A plan for one training step of `task` on `cluster`. Needs no process group and no weights.
 
@@ -94,11 +95,12 @@ def plan(
     goal: `time`, `devices`, `memory` or `cost` (`meshwright.search.goals`).
     max_step_time_s: plans whose step takes longer do not count.
     advise: where nothing fits, work out what would, which takes up to ten seconds more.
+    begun: when the work began that `budget_s` is for, by `time.perf_counter`; None for now.
 
     Raises UsageError for bad input, NoPlanFits when memory does not suffice,
     CaptureError when the model can't be captured.
     """
-    begun = time.perf_counter()
+    begun = time.perf_counter() if begun is None else begun
     budget_s = default_budget_s() if budget_s is None else budget_s
     say = progress or (lambda message: None)
     where = parse_cluster(cluster, profile) if isinstance(cluster, str) else cluster
@@ -128,7 +130,7 @@ def plan(
     model.prober.say = say
     if wish.kind in ("devices", "cost"):
         return over_parts(
-            wish, where, budget_s,
+            wish, where, max(budget_s - (time.perf_counter() - begun), _SEARCHED[0] * budget_s),
             lambda part, left_s: plan(
                 task, part, strategy, microbatches=microbatches, clip_norm=clip_norm,
                 optimizer=optimizer, rng=rng, bucket_bytes=bucket_bytes, model=model,

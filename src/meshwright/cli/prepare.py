@@ -6,8 +6,9 @@ command's help does not wait for them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
@@ -37,7 +38,10 @@ LEARNING_RATES = {
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; None where nothing was said."""
+    """What the user asked for; None where nothing was said.
+
+    begun: when, by `time.perf_counter`: a budget counts from there, loading included.
+    """
 
     model: str
     options: Sequence[str] | None = None
@@ -57,6 +61,7 @@ class Request:
     seed: int = 0
     goal: str | None = None
     max_step_time_s: float | None = None
+    begun: float = field(default_factory=time.perf_counter, compare=False)
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,7 @@ def make_plan(prepared: Prepared, out: Output, strategy: str | None = None) -> P
             seed=request.seed,
             goal=request.goal or "time",
             max_step_time_s=request.max_step_time_s,
+            begun=request.begun,
         )
 
 

@@ -54,12 +54,14 @@ class Estimate:
 @dataclass(frozen=True)
 class _Class:
     """What cutting one class of groups does: ops that it cuts, sums that it leaves pending
-    (how many, and their bytes in all), parameters that it divides."""
+    (how many, and their bytes in all), parameters that it divides, and what its forward ops use
+    whole: bytes by the number of the op that makes it."""
 
     mask: NDArray[np.bool_]
     count: int
     nbytes: int
     paths: tuple[str, ...]
+    wholes: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,10 @@ class Estimator:
         tensor_cuts: dict[str, int] = {}
         if "tensor" in sizes:
             tensor_s, tensor_cuts = self._tensor(point, share, sizes)
+        before = share.copy()
+        if point.sequence and sizes.get("tensor", 1) > 1:
+            batch = prod(sizes.get(axis, 1) for axis in _SUMMED)
+            share[self._mask("sequence") & (share >= 0.99 / batch)] /= sizes["tensor"]
         active = prod(size for axis, size in sizes.items() if axis != IDLE)
         compute_s = max(
             count * float((self.fixed + self.variable * share * scale).sum()),
@@ -319,11 +325,34 @@ class Estimator:
         return Estimate(
             compute_s + tensor_s * count + reduce_s + others_s + optimizer_s,
             self._bytes(
-                held, (self._lives.peak(share) + self._gathered_keys(point, sizes)) * scale, count
+                held,
+                scale
+                * (
+                    self._lives.peak(share)
+                    + self._gathered_keys(point, sizes)
+                    + self._regathered(point, share, before)
+                ),
+                count,
             ),
             max(self.bound_s(active), _SAFE * floor_reduce_s),
             _SAFE * self._floor_bytes(held, sizes, scale),
         )
+
+    def _regathered(
+        self, point: Point, share: NDArray[np.float64], before: NDArray[np.float64]
+    ) -> float:
+        """Values cut along the sequence that products over `tensor` use whole, and keep so.
+
+        before: shares without the sequence cut.
+        """
+        if not point.sequence:
+            return 0.0
+        found: dict[int, float] = {}
+        for key in self.space.cut(point):
+            facts = self._class(point.sizes.get("tensor", 1), key)
+            if facts is not None:
+                found.update(facts.wholes)
+        return float(sum(nbytes * (before[op] - share[op]) for op, nbytes in found.items()))
 
     def _gathered_keys(self, point: Point, sizes: Mapping[str, int]) -> float:
         """Keys and values that attention over a cut sequence keeps whole."""
@@ -375,8 +404,6 @@ class Estimator:
             if facts.count:
                 mean = facts.nbytes / facts.count * scale / batch
                 seconds += facts.count * self._collective("all_reduce", parts, stride, mean)
-        if point.sequence and parts > 1:
-            share[self._mask("sequence") & (share >= 0.99 / batch)] /= parts
         return seconds, cuts
 
     def _class(self, parts: int, key: ClassKey) -> _Class | None:
@@ -399,8 +426,23 @@ class Estimator:
                 for parameter in program.inputs_of("parameter")
                 if any(parameter.value in group.members for group in item.groups)
             )
-            found = _Class(self._of(item.groups), count, nbytes, paths)
+            found = _Class(self._of(item.groups), count, nbytes, paths, self._wholes(item.groups))
         self._class_facts[parts, key] = found
+        return found
+
+    def _wholes(self, groups: Iterable[Group]) -> dict[int, float]:
+        analysis = self.space.first
+        values = analysis.program.values
+        found: dict[int, float] = {}
+        for group in groups:
+            for name in group.cuts:
+                if analysis.by_name[name].phase != "forward":
+                    continue
+                for used in analysis.operands[name]:
+                    maker = self._makers.get(values[used].storage)
+                    if used in group.members or maker not in self.number:
+                        continue
+                    found[self.number[maker]] = values[used].nbytes * self._weight_of_op[maker]
         return found
 
     def _weight(self, value: str) -> int:
@@ -417,6 +459,7 @@ class Estimator:
         for axis in axes:
             stride, parts = _stride(point, axis), sizes[axis]
             volumes: dict[tuple[str, int], list[float]] = {}
+            tensors: dict[tuple[str, int], int] = {}
             for item in self.space.parameters:
                 if not item.trainable or (axis == "expert" and self._expert(item.items[0].value)):
                     continue
@@ -440,9 +483,11 @@ class Estimator:
                     }[stage]
                 for kind, times in kinds:
                     volumes.setdefault((kind, times), []).append(nbytes * number)
+                    tensors[kind, times] = tensors.get((kind, times), 0) + number
             for (kind, times), found in sorted(volumes.items()):
                 volume = sum(found)
-                merged = max(1, ceil(volume / BUCKET_BYTES))
+                # A bucket has at least one whole tensor.
+                merged = max(1, min(tensors[kind, times], ceil(volume / BUCKET_BYTES)))
                 total += times * merged * self._collective(kind, parts, stride, volume / merged)
                 least += times * self._collective(kind, parts, stride, volume)
         # Only axes that certainly divide what each gradient is a sum over count for the bound.

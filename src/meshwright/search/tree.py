@@ -187,15 +187,25 @@ class Tree:
     # Completions
 
     def complete(self, mesh: tuple[tuple[str, int], ...]) -> Point:
-        """The mesh with the counts and residencies that are guessed best."""
+        """The mesh with the counts, conflicts' sides and residencies that are guessed best."""
         space = self.costing.space
         strategy = space.strategy
-        point = Point(mesh, sequence=False, attention=strategy.attention, zero=strategy.zero or 0)
-        point = moves.sequence_options(space, point)[0]
-        point = replace(point, attention=moves.attention_options(space, point)[0].attention)
+        point = Point(mesh, attention=strategy.attention, zero=strategy.zero or 0)
+        conflicts = [
+            (option.sequence, option.attention)
+            for other in moves.sequence_options(space, point)
+            for option in moves.attention_options(space, other)
+        ]
         best: Point | None = None
         for count in moves.counts(space, mesh):
-            option = self._stored(replace(point, microbatches=count))
+            sequence, attention = conflicts[0]
+            option = self._stored(
+                replace(point, microbatches=count, sequence=sequence, attention=attention)
+            )
+            others = [replace(option, sequence=s, attention=a) for s, a in conflicts]
+            likely = min(others, key=self._time)
+            if likely != option:
+                option = min(self._stored(likely), likely, key=self._time)
             if best is None or self._time(option) < self._time(best):
                 best = option
             if self.costing.reckoning.reckon(option)[1] <= 0.9 * self.costing.memory_bytes:
