@@ -208,6 +208,8 @@ def test_a_figure_in_a_data_sheets_unit_is_refused(
         ({"power_w": True}, "power_w is wrong: got True; it should be a number", "watts"),
         ({"peak_flops": "9.894e14"}, "got '9.894e14'; it should be a number, not text", "FLOP/s"),
         ({"memory_bytes": "80"}, "memory_bytes is wrong: got '80'; it should be a n", "in bytes"),
+        ({"collectives": [{"kind": "all_redcue", "participants": 2, "points": []}]},
+         "collectives.0.kind is wrong: got 'all_redcue'; it should be 'all_gather'", ""),
         ({"device": "gpu"}, "device is wrong: got 'gpu'; it should be 'cpu', 'cuda' or 'xla'", ""),
         ({"compute_units": None}, "compute_units is needed beside the peaks", "fit together"),
         ({"links": [{"name": "rack", "bytes_per_s": 1e11, "latency_s": 1e-6}]},

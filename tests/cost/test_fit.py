@@ -10,7 +10,7 @@ from meshwright.cluster.types import Fitted
 from meshwright.cost.communication import collective_seconds
 from meshwright.cost.compute import op_seconds
 from meshwright.cost.fit import Fit, fit_profile, median_error, rising, worst
-from meshwright.cost.fitted import constants_of, dot
+from meshwright.cost.fitted import constants_of, dot, fitted_seconds, opaque_seconds
 from meshwright.cost.interval import step_interval
 from meshwright.cost.measured import Measured, Timed
 from meshwright.cost.nonnegative import relative_fit

@@ -227,6 +227,21 @@ def lowered_for(model: Model, made: Plan, rank: int = 0) -> LoweredProgram:
     return lower(analysis, assignment, mesh.coordinate(rank))
 
 
+@pytest.mark.parametrize("strategy", ["data", "data=2,tensor=2,zero=1", "zero=3"])
+def test_what_moves_for_a_parameter_has_the_line_that_uses_it(strategy: str) -> None:
+    """So that a peak in a gradient's reduction or in a gather is named by a line of the model."""
+    lowered = lowered_for(gpt(1), planned(gpt(1), strategy))
+    apart = {
+        (op.source.module, bool(op.source.file and op.source.line))
+        for part in (lowered.gather, lowered.forward, lowered.backward, lowered.reduce)
+        for op in part.ops
+        if op.source.module in ("gradient reduction", "parameter gathering")
+    }
+    assert ("gradient reduction", True) in apart
+    assert ("parameter gathering", True) in apart or "zero" not in strategy
+    assert all(known for _, known in apart)
+
+
 @pytest.mark.parametrize("strategy", ["zero=3", "data=2,tensor=2,zero=3"])
 def test_no_gathered_parameter_is_saved_for_the_backward(strategy: str) -> None:
     model = gpt(2)

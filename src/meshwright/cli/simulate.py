@@ -48,7 +48,7 @@ def simulate(
         parts,
         stages,
     )
-    from meshwright.plan.text import nbytes, seconds
+    from meshwright.plan.text import interval, nbytes, seconds
 
     with Output(json) as out:
         request = Request(
@@ -65,7 +65,7 @@ def simulate(
                 prepared.task, made, profile=prepared.profile, model=prepared.model
             )
         times = [
-            ("step", seconds(found.step_time_s)),
+            ("step", seconds(found.step_time_s) + interval(found)),
             ("computing", seconds(found.compute_s)),
             ("optimizer", seconds(found.optimizer_s)),
             ("communicating", seconds(found.communication_s)),
@@ -97,6 +97,7 @@ def simulate(
                 "mesh": dict(made.mesh),
                 "microbatches": made.microbatches,
                 "step_time_s": found.step_time_s,
+                "step_time_interval_s": found.step_time_interval_s,
                 "compute_s": found.compute_s,
                 "optimizer_s": found.optimizer_s,
                 "communication_s": found.communication_s,

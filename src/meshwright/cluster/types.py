@@ -18,6 +18,9 @@ from pydantic import (
 LevelName = Literal["device", "host", "rack", "across"]
 TierName = Literal["hbm", "ram", "host", "disk"]
 Dtypes = Literal["float64", "float32", "tf32", "bfloat16", "float16", "float8", "float4"]
+CollectiveKind = Literal[
+    "all_gather", "all_reduce", "all_to_all", "broadcast", "halo", "reduce_scatter", "ring_shift"
+]
 
 LEVELS: tuple[LevelName, ...] = ("device", "host", "rack", "across")
 
@@ -56,7 +59,7 @@ Curve = Annotated[tuple[Point, ...], AfterValidator(_ascending)]
 class CollectiveCurve(Record):
     """Measured time of one collective kind over `participants` devices, by payload bytes."""
 
-    kind: str
+    kind: CollectiveKind
     participants: Whole = Field(ge=2)
     points: Curve = Field(min_length=1)
 

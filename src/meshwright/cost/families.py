@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
+from meshwright.cluster.types import CollectiveKind
 from meshwright.errors import RuleError
 
 Family = Literal[
@@ -211,9 +212,7 @@ _NAMES: dict[Family, str] = {
         mkldnn_reorder_conv3d_weight _cudnn_rnn_flatten_weight _transform_bias_rescale_qkv""",
 }
 
-COLLECTIVES: frozenset[str] = frozenset(
-    {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "halo", "ring_shift"}
-)
+COLLECTIVES: frozenset[str] = frozenset(get_args(CollectiveKind))
 
 # Meshwright's own ops that are not plain local helpers.
 _OWN: dict[str, Family] = {

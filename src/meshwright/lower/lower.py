@@ -34,6 +34,13 @@ _REDUCE = Source("gradient reduction")
 _GATHER = Source("parameter gathering")
 
 
+def _at_line_of(op: Op | None, source: Source) -> Source:
+    """`source`, which belongs to no module, with the user's line that it is there for."""
+    if op is None:
+        return source
+    return replace(source, file=op.source.file, line=op.source.line, code=op.source.code)
+
+
 def lower(
     analysis: Analysis,
     assignment: Assignment,
@@ -186,9 +193,7 @@ class Lowering:
             if not self.analysis.touching[parameter.value]:
                 continue
             if parameter.residency == "step" and parameter.storage != parameter.compute:
-                self.forward[parameter.value] = self.b.convert(
-                    parameter.value, parameter.compute, _GATHER
-                )
+                self.forward[parameter.value] = self._gathered(parameter.value, parameter)
         return self.b.ops
 
     def _phase(self, phase: str) -> list[Op]:
@@ -225,9 +230,14 @@ class Lowering:
         if parameter is None or parameter.residency in ("always", "step"):
             return name
         if name == value and parameter.storage != parameter.compute:
-            name = self.b.convert(value, parameter.compute, _GATHER)
+            name = self._gathered(value, parameter)
             self.forward[value] = name
         return name
+
+    def _gathered(self, value: str, parameter: Parameter) -> str:
+        """The parameter as it is computed with; the line is that of its first use."""
+        first = next((op for op, _, _ in self.analysis.touching[value]), None)
+        return self.b.convert(value, parameter.compute, _at_line_of(first, _GATHER))
 
     def _again(self, value: str) -> str | None:
         """In the backward: a parameter of residency `use`, or a view of one, made once more.
@@ -239,7 +249,7 @@ class Lowering:
             if parameter.residency != "use" or parameter.storage == parameter.compute:
                 return None
             self.b.forget(value)
-            name = self.b.convert(value, parameter.compute, _GATHER)
+            name = self._gathered(value, parameter)
             self.backward[value] = name
             return name
         root = self.parameter_of.get(self.program.values[value].storage)
@@ -425,7 +435,8 @@ class Lowering:
         for path in self.gradient_of[value]:
             parameter = self.assignment.parameters[path]
             if parameter.residency in ("microbatch", "use"):
-                local = self.b.convert(local, self._reduced_into(local, parameter), _REDUCE)
+                source = _at_line_of(self.made_by.get(value), _REDUCE)
+                local = self.b.convert(local, self._reduced_into(local, parameter), source)
             self.accumulated[path] = local
 
     def _reduced_into(self, gradient: str, parameter: Parameter) -> Layout:
@@ -457,8 +468,9 @@ class Lowering:
         self.b.ops = []
         self.reduced: dict[str, str] = {}
         for path, local in self.accumulated.items():
+            source = _at_line_of(self.made_by.get(self.program.gradients[path] or ""), _REDUCE)
             self.reduced[path] = self.b.convert(
-                local, self.assignment.parameters[path].storage, _REDUCE
+                local, self.assignment.parameters[path].storage, source
             )
         outputs = tuple(dict.fromkeys(self.reduced.values()))
         pairs = tuple(

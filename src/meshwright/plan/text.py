@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from meshwright.plan.types import Collective, ParameterPlan, Plan, Prediction
+from meshwright.plan.types import Collective, ParameterPlan, Plan
 
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 RESIDENCY_TEXT = {
@@ -135,7 +136,12 @@ def seconds(value: float) -> str:
     return f"{value * 1e6:.0f} µs"
 
 
-def interval(predicted: Prediction) -> str:
+class _Timed(Protocol):
+    @property
+    def step_time_interval_s(self) -> tuple[float, float] | None: ...
+
+
+def interval(predicted: _Timed) -> str:
     """As in ` (1.90 s to 2.31 s)`; empty where the machine's noise is not known."""
     if predicted.step_time_interval_s is None:
         return ""

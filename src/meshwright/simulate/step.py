@@ -10,9 +10,11 @@ one where there is one, since accumulated gradients are held from then on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from meshwright.cluster.types import Cluster
+from meshwright.cost.interval import step_interval
 from meshwright.cost.memory import optimizer_cost, persistent_bytes
 from meshwright.cost.table import CostTable, table_for
 from meshwright.cost.waiting import Since
@@ -65,13 +67,19 @@ def simulate(
     executor = executor or own(on_cpu, lowered.uniform)
     as_it_runs = recompute == "none" and not stands_for and executor == OWN
     if stages == 1 and on_cpu and as_it_runs:
-        return _Step(merge(lowered), table, microbatches, optimizer, memory_curve).run()
-    whole_step = stages == 1 and not stands_for
-    return simulate_staged(
-        merge(lowered, whole_step), table, microbatches=microbatches, optimizer=optimizer,
-        pipeline=pipeline, recompute=recompute, executor=executor, stands_for=stands_for,
-        detail=memory_curve,
+        found = _Step(merge(lowered), table, microbatches, optimizer, memory_curve).run()
+    else:
+        whole_step = stages == 1 and not stands_for
+        found = simulate_staged(
+            merge(lowered, whole_step), table, microbatches=microbatches, optimizer=optimizer,
+            pipeline=pipeline, recompute=recompute, executor=executor, stands_for=stands_for,
+            detail=memory_curve,
+        )  # fmt: skip
+    within = step_interval(
+        cluster, found.step_time_s, compute_s=found.compute_s,
+        collectives_s=found.communication_s, optimizer_s=found.optimizer_s,
     )  # fmt: skip
+    return found if within is None else replace(found, step_time_interval_s=within)
 
 
 class _Step:

@@ -86,7 +86,8 @@ class Simulation:
     waits for, `bubble` the share of the step in which a stage has nothing to do,
     and `stalls` says what else than compute the step is spent on; see
     `StageResult`. `pipeline` has its cuts filled in. `notes` names what could not
-    be counted.
+    be counted. `step_time_interval_s` is where the step's time lies, by the noise of
+    the profile; None where none was measured.
     """
 
     step_time_s: float
@@ -108,3 +109,4 @@ class Simulation:
     stages: tuple[StageResult, ...] = ()
     pipeline: Pipeline | None = None
     notes: tuple[str, ...] = ()
+    step_time_interval_s: tuple[float, float] | None = None
