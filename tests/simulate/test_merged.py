@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import pytest
 from staged_programs import lowered, parsed
 
@@ -11,12 +14,16 @@ from meshwright.simulate.types import Simulation
 
 GPT = {"width": 64, "heads": 4, "vocab": 200, "seq_len": 16, "global_batch": 16}
 STRATEGIES = ("data", "zero=1", "zero=3", "data=2,tensor=2,zero=3", "replica=2,data=2,zero=1")
+WIDE = {"width": 1024, "seq_len": 256, "global_batch": 64}  # bound by kernels, not launches
 
 
 def run(
-    strategy: str, layers: int, bucket_bytes: int, cluster: str = "local:4", **given: object
-) -> Simulation:
-    program = lowered("zoo:gpt", strategy, cluster, bucket_bytes=bucket_bytes, layers=layers, **GPT)
+    strategy: str, layers: int, bucket_bytes: int, cluster: str = "local:4",
+    sizes: Mapping[str, int] = MappingProxyType({}), **given: object,
+) -> Simulation:  # fmt: skip
+    program = lowered(
+        "zoo:gpt", strategy, cluster, bucket_bytes=bucket_bytes, layers=layers, **{**GPT, **sizes}
+    )
     options = {"microbatches": 2, "optimizer": "adamw", "memory_curve": False, **given}
     return simulate(program, parsed(cluster), **options)  # type: ignore[arg-type]
 
@@ -49,8 +56,8 @@ def test_gradients_are_reduced_beside_the_backward_on_accelerators_alone(strateg
     on_cpu = run(strategy, 3, 1 << 16)
     assert on_cpu.exposed_communication_s == on_cpu.communication_s
     assert on_cpu == run(strategy, 3, 1 << 16, executor=OWN)
-    beside = run(strategy, 3, 1 << 16, "1x4:a100-80g", memory_curve=True)
-    in_line = run(strategy, 3, 1 << 16, "1x4:a100-80g", executor=OWN)
+    beside = run(strategy, 3, 1 << 16, "1x4:a100-80g", WIDE, memory_curve=True)
+    in_line = run(strategy, 3, 1 << 16, "1x4:a100-80g", WIDE, executor=OWN)
     assert beside.exposed_communication_s < in_line.exposed_communication_s
     assert beside.step_time_s < in_line.step_time_s
     assert beside.collectives == in_line.collectives
