@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from meshwright.checkpoint.store import Stored, load, read_meta, save
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import UsageError
-from meshwright.runtime.launch import launch
 
-HERE = str(Path(__file__).parent)
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from distributed import fork_processes
+
 ONE = Mesh((("data", 1),))
 SHAPES = {
     "even": (8, 6),
@@ -70,18 +73,21 @@ def test_save_replaces(saved: Path) -> None:
 
 
 @pytest.mark.processes
-def test_other_meshes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_meshes(tmp_path: Path) -> None:
     """Two processes save, with uneven and empty parts; four and one load."""
-    monkeypatch.syspath_prepend(HERE)
+    from checkpoint_workers import run
+
     payload: dict[str, Any] = {"path": str(tmp_path / "ck"), "do": "save"}
     two = {"axes": [["tensor", 2]], "cuts": [["tensor", 0]]}
-    launch("checkpoint_workers:run", payload | two, 2, tmp_path, timeout_s=120)
+    (tmp_path / "two").mkdir()
+    fork_processes(run, 2, tmp_path / "two", payload | two)
     tensors = blank()
     assert load(tmp_path / "ck", tensors, ONE).step == 1
     check(tensors)
     # dim 0 cut by the inner axis first and then by the outer one, then saved again so
     four = {"axes": [["data", 2], ["tensor", 2]], "cuts": [["tensor", 0], ["data", 0]]}
-    launch("checkpoint_workers:run", payload | four | {"do": "load"}, 4, tmp_path, timeout_s=120)
+    (tmp_path / "four").mkdir()
+    fork_processes(run, 4, tmp_path / "four", payload | four | {"do": "load"})
     tensors = blank()
     load(tmp_path / "ck", tensors, ONE)
     check(tensors)
