@@ -1,6 +1,6 @@
 """How far the search's plans of small programs are from the best that per-op layouts can give.
 
-    python benchmarks/oracle.py [--json] [--only mlp] [--budget-seconds 5] [--oracle-seconds 60]
+    python benchmarks/oracle.py [--json] [--only mlp] [--budget-seconds 20] [--oracle-seconds 60]
                                 [--draws 12]
 
 For each case: the plan that `auto` finds, and the oracle's, which chooses for every op by
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from random import Random
 from typing import Any
 
@@ -145,7 +146,7 @@ def measure(case: Case, model: Model, budget_s: float, oracle_s: float) -> dict[
 def run(
     *,
     only: str = "",
-    budget_s: float = 5.0,
+    budget_s: float = 20.0,
     oracle_s: float = 60.0,
     draws: int = 12,
     say: Callable[[str], None] = print,
@@ -176,8 +177,15 @@ def run(
     solved = [item for item in table if "gap" in item]
     near = sum(item["gap"] <= WITHIN for item in solved)
     share = near / len(solved) if solved else None
+    gaps = sorted(item["gap"] for item in solved)
+    spread = {
+        name: gaps[ceil(part * len(gaps)) - 1] if gaps else None
+        for name, part in (("median", 0.5), ("gap_95", 0.95), ("worst", 1.0))
+    }
     say(f"{near} of {len(solved)} within {WITHIN:.0%} of the oracle")
-    return {"cases": len(table), "solved": len(solved), "within": near, "share": share,
+    if gaps:
+        say(", ".join(f"{name} {gap:.1%}" for name, gap in spread.items()))
+    return {"cases": len(table), "solved": len(solved), "within": near, "share": share, **spread,
             "table": table}  # fmt: skip
 
 
@@ -185,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="one object on standard output")
     parser.add_argument("--only", default="", help="cases whose title holds this")
-    parser.add_argument("--budget-seconds", type=float, default=5, help="of each search")
+    parser.add_argument("--budget-seconds", type=float, default=20, help="of each search")
     parser.add_argument("--oracle-seconds", type=float, default=60, help="of each solution")
     parser.add_argument("--draws", type=int, default=12, help="random networks a cluster")
     given = parser.parse_args()

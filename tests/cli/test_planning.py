@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def test_plan_as_json(here: Here) -> None:
         "strategy", "mesh", "capture_s", "search_s", "lower_s", "alternatives", "gap",
     }  # fmt: skip
     assert found["gap"] >= 0
-    assert found["mesh"].keys() == {"data", "tensor"}
+    assert math.prod(found["mesh"].values()) == 4
     assert found["alternatives"]
     for other in found["alternatives"]:
         assert other.keys() >= FIGURES | {"strategy", "mesh"}
