@@ -159,6 +159,15 @@ def test_nothing_measured_and_nothing_known() -> None:
         constants_of(Work("conv", "convolution", (1.0,) * 6, "float32"), bare)
 
 
+def test_constants_that_are_too_few_are_named() -> None:
+    """A file's field that was cut short by hand is no reason for a product to cost nothing."""
+    bare = Fitted(ops={"matmul": MATMUL[:2], "pointwise": (1e-6, 1e-9, 0.0)}, cache_bytes=CACHE)
+    with pytest.raises(ClusterError, match=r"fitted\.ops\.matmul has 2 constants; 6 are needed"):
+        fitted_seconds(Work("matmul", "matmul", (1.0,) * 5, "float32"), bare)
+    with pytest.raises(ClusterError, match=r"fitted\.ops\.matmul has 2 constants"):
+        opaque_seconds(1e6, 1e3, 1, bare)
+
+
 def test_constants_are_never_negative() -> None:
     x = relative_fit([(1.0, 1.0), (1.0, 2.0), (1.0, 4.0)], [3.0, 2.0, 1.0])
     assert min(x) >= 0.0
