@@ -14,7 +14,12 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from meshwright.cluster.parse import parse_cluster
-from meshwright.cluster.profile_file import builtin_kinds, builtin_profile, load_profile
+from meshwright.cluster.profile_file import (
+    builtin_kinds,
+    builtin_profile,
+    check_writable,
+    load_profile,
+)
 from meshwright.errors import ClusterError
 
 What = TypeVar("What")
@@ -246,6 +251,20 @@ def test_links_join_all_devices(
         assert said
         assert said in outcome.message
         assert f"{shape}:{file}: the field links" in outcome.message
+
+
+def test_where_no_profile_can_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new.json")
+    (tmp_path / "old.json").write_text("{}")
+    check_writable(tmp_path / "old.json")
+    for path, said in (
+        (tmp_path, "it is a folder"),
+        (tmp_path / "none" / "p.json", "there is no folder"),
+        (tmp_path / "old.json" / "p.json", "there is no folder"),
+    ):
+        with pytest.raises(ClusterError, match=said) as caught:
+            check_writable(path)
+        assert str(path) in caught.value.message
 
 
 @given(st.recursive(

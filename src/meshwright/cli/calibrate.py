@@ -41,11 +41,15 @@ def calibrate(
 
     Started by torchrun it measures the devices that torchrun was given.
     """
+    from meshwright.cli.processes import torchrun_world
     from meshwright.cli.profiles import keep, profile_path
-    from meshwright.cluster.profile_file import save_profile
+    from meshwright.cluster.profile_file import check_writable, save_profile
     from meshwright.errors import UsageError
 
     with Output(json) as out:
+        world = torchrun_world()
+        if out_file is not None and (world is None or world.rank == 0):
+            check_writable(out_file)
         fit, size = _measured(cluster, out_file, budget, out)
         if fit is None:
             return
