@@ -21,7 +21,7 @@ and weights, where no fused kernel does without), or all but the inputs of repea
 
 BUCKET_BYTES = 25 << 20
 """Tensors of gradients and parameters share a collective up to so many bytes, as in PyTorch's
-DistributedDataParallel; see docs/decisions/0009-merged-and-overlapped-collectives.md."""
+DistributedDataParallel; see docs/decisions/0009-buckets-and-overlap.md."""
 
 STAGE = "stage"  # the mesh axis of a pipeline; no value is cut over it
 
