@@ -189,3 +189,9 @@ def test_pytorchs_traceback_of_a_misfit_stays_out_of_a_fresh_process() -> None:
     assert found.returncode == 4
     assert "must have same reduction dim" in found.stderr
     assert "fake_tensor.py" not in found.stderr
+
+
+def test_a_named_plan_says_how_far_it_is_above_the_bound(here: Here) -> None:
+    found = here("plan", *MLP, "--strategy", "zero=1", "--json").object
+    assert 0 < found["lower_bound_s"] < found["step_time_s"]
+    assert found["gap"] == pytest.approx(found["step_time_s"] / found["lower_bound_s"] - 1)

@@ -21,6 +21,7 @@ from meshwright.cost.table import table_for
 from meshwright.errors import NoPlanFits, StrategyError, UsageError
 from meshwright.plan.types import STAGE, Choice, Stopped
 from meshwright.search import catalogue, moves
+from meshwright.search.bound import Decided, lower_bound
 from meshwright.search.choices import choices_of
 from meshwright.search.constraints import NONE, Constraints, resolve
 from meshwright.search.costing import BudgetOver, Costed, Costing, Progress, SearchProgress
@@ -93,9 +94,20 @@ def search(
     started = time.perf_counter()
     strategy = constraints.narrow(strategy, devices)
     if not strategy.auto:
-        return _asked(
+        found = _asked(
             strategy, devices, memory_bytes, global_batch, analysis_for, evaluate, constraints, goal
         )
+        if cluster is None:
+            return found
+        count = found.best.candidate.microbatches
+        bound = lower_bound(
+            analysis_for(count), table_for(cluster), devices=devices, microbatches=count,
+            optimizer=optimizer, stands_for=stands_for,
+            decided=Decided(
+                stages=max(strategy.axes.get(STAGE, 1), 1), recompute=strategy.recompute
+            ),
+        )  # fmt: skip
+        return replace(found, lower_bound_s=bound.step_s)
     if strategy.microbatches is not None or strategy.axes.get(STAGE, 1) > 1:
         strategy = replace(strategy, microbatches=_count(strategy, global_batch))
     space = Space(strategy, devices, global_batch, analysis_for, constraints)
