@@ -147,10 +147,10 @@ def parallelize(
     def compile_for(batch: Any) -> Compiled:
         captured, analysis = model.captured(batch)
 
-        def lowered_at(place: Mapping[str, int]) -> LoweredProgram:
+        def lowered_at(where: Mapping[str, int]) -> LoweredProgram:
             clip = resolved.clip_norm is not None
             assignment = assign(analysis, mesh, resolved.decisions, resolved.parameters, clip)
-            return lower(analysis, assignment, place, resolved.bucket_bytes)
+            return lower(analysis, assignment, where, resolved.bucket_bytes)
 
         try:
             check_plan(resolved, captured.program)

@@ -13,7 +13,6 @@ from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.types import Cluster, Profile
 from meshwright.cluster.variants import with_hosts, with_larger_devices
 from meshwright.cost.flops import op_flops
-from meshwright.cost.interval import step_interval
 from meshwright.cost.memory import optimizer_cost
 from meshwright.cost.table import table_for
 from meshwright.errors import MeshwrightError, NoPlanFits, UsageError
@@ -416,13 +415,7 @@ def predict(
     tokens = microbatches * tokens_of(program)
     return Prediction(
         step_time_s=result.step_time_s,
-        step_time_interval_s=step_interval(
-            cluster,
-            result.step_time_s,
-            compute_s=result.compute_s,
-            collectives_s=result.communication_s,
-            optimizer_s=result.optimizer_s,
-        ),
+        step_time_interval_s=result.step_time_interval_s,
         peak_memory_bytes=result.peak_memory_bytes,
         tokens_per_s=tokens / result.step_time_s if result.step_time_s else None,
         mfu=flops / (result.step_time_s * cluster.peak_flops) if result.step_time_s else None,

@@ -159,7 +159,8 @@ def rearranged_bytes(op: Op, values: Mapping[str, Value], extent: int) -> int:
 
     Blocks travel one device after the other, so a cut of an inner dim is put in
     that order before it is scattered, or out of it once it is gathered. An
-    all_to_all does both, which is in its own measured time.
+    all_to_all does both, which is in its own measured time. Tensors of a merged
+    collective are put side by side, and gathered ones apart again.
     """
     kind = op.target.split(".")[1]
     if extent > 1 and kind == "halo":
@@ -171,7 +172,6 @@ def rearranged_bytes(op: Op, values: Mapping[str, Value], extent: int) -> int:
     if kind == "all_reduce":
         return sum(values[x].nbytes for x in op.operands()) if tensors_of(op) > 1 else 0
     if tensors_of(op) > 1:
-        # Put side by side before they are sent, and gathered ones apart again.
         rows = extent * _row_bytes(op, values, extent)
         return rows + rows // extent if kind == "all_gather" else rows
     cut = dict(op.kwargs)

@@ -131,13 +131,8 @@ def cuts(
     When several axes cut one dim, the extent that a later cut divides is what
     the earlier ones left to this device.
     """
-    result = []
-    left: dict[tuple[int, int, int], int] = {}
-    for axis, split in layout.shards:
-        key = (split.dim, split.outer, split.extent)
-        extent = left.get(key, split.extent)
-        parts = mesh.extent(axis)
-        index = split.number(coordinate[axis], parts)
-        result.append((split, parts, index, extent))
-        left[key] = Split(split.dim, split.outer, extent).part(index, parts)[1]
-    return result
+    held = shares(layout, mesh, coordinate)
+    return [
+        (split, mesh.extent(axis), split.number(coordinate[axis], mesh.extent(axis)), extent)
+        for (axis, split), (_, extent, _) in zip(layout.shards, held, strict=True)
+    ]
