@@ -46,7 +46,7 @@ def rule(
     return Rule(frozenset(parts), torch, distributed, private)
 
 
-ALWAYS = frozenset({"errors", "_version"})
+ALWAYS = frozenset({"errors", "_version", "collecting"})
 DATA = ("program", "cluster", "plan")
 PLANNING = (*DATA, "rules", "layout", "cost", "simulate", "search")
 TORCH = ("task", "torch_private", "draws", "own_ops", "as_is")
@@ -55,6 +55,7 @@ STAGES = (*PLANNING, *TORCH, "capture", "lower", "runtime", "checkpoint", "repor
 RULES: dict[str, Rule] = {
     # Pure data.
     "_version": rule(),
+    "collecting": rule(),
     "errors": rule(),
     "program": rule(),
     "cluster": rule(),

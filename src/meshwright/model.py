@@ -22,6 +22,7 @@ from meshwright.capture.shorten import (
     rolled_up,
     whole_of,
 )
+from meshwright.capture.suppose import suppose
 from meshwright.capture.trace import Captured, capture
 from meshwright.layout.groups import Analysis
 from meshwright.lower.probing import Probing, probing
@@ -51,6 +52,7 @@ class Model:
     captures: int = field(init=False, default=0)
     shorten: bool = field(init=False, default=True)
     why_whole: str = field(init=False, default="")
+    _supposing: bool = field(init=False, default=True)
     _shortening: Shortening | None = field(init=False, default=None)
     _outlines: dict[int, Outline] = field(init=False, default_factory=dict)
     _forwards: dict[int, Captured] = field(init=False, default_factory=dict)
@@ -128,49 +130,66 @@ class Model:
             try:
                 return self.outline(count).whole
             except Irregular as error:
-                self.plan_whole(str(error))
+                self.look_again(str(error))
+                return self.whole(count)
         return self.microbatch(count)[1]
 
-    def plan_whole(self, why: str) -> None:
-        """From here on, planning looks at all blocks."""
+    def look_again(self, why: str) -> None:
+        """Few blocks turned out not to stand for all: others may, or all are looked at.
+
+        Blocks that were supposed to be alike are next looked for in the model's forward.
+        """
         with self._planning:
-            self.shorten, self.why_whole = False, why
             self._outlines.clear()
-            self._forwards.clear()
+            self._shortening = None
+            if self._supposing:
+                self._supposing = False
+            else:
+                self._plan_whole(why)
+
+    def _plan_whole(self, why: str) -> None:
+        """From here on, planning looks at all blocks."""
+        self.shorten, self.why_whole = False, why
+        self._forwards.clear()
 
     def _outlined(self, count: int) -> Outline:
-        if self.shorten and self._shortening is None:
-            self._look_for_blocks(count)
-        if self.shorten and self._shortening is not None:
+        while self.shorten:
             started = time.perf_counter()
+            self._shortening = self._shortening or self._look_for_blocks(count)
             try:
-                rolled = rolled_up(self.task, self._batch(count), self.blueprint, self._shortening)[
-                    0
-                ]
-                few = few_of(rolled)
+                made = self._few(count, self._shortening) if self._shortening else None
             except Irregular as error:
-                self.plan_whole(str(error))
-            else:
-                self.capture_s += time.perf_counter() - started
-                return Outline(
-                    Analysis(few.program, self.prober),
-                    self._shortening.stands_for,
-                    few,
-                    lambda: self._proven(count, rolled),
-                    self.prober,
-                )
+                self.look_again(str(error))
+                made = None
+            self.capture_s += time.perf_counter() - started
+            if made is not None:
+                return made
         return Outline(self.microbatch(count)[1])
 
-    def _look_for_blocks(self, count: int) -> None:
-        if not has_lists(self.blueprint.module):
-            self.plan_whole("it has no list of many modules")
-            return
-        started = time.perf_counter()
-        forward = self._forward(count)
-        self._shortening = find(self.blueprint.module, forward)
-        self.capture_s += time.perf_counter() - started
-        if self._shortening is None:
-            self.plan_whole("no modules in a row are equal")
+    def _few(self, count: int, shortening: Shortening) -> Outline:
+        batch = self._batch(count)
+        rolled = rolled_up(self.task, batch, self.blueprint, shortening)[0]
+        few = few_of(rolled)
+        return Outline(
+            Analysis(few.program, self.prober),
+            shortening.stands_for,
+            few,
+            lambda: self._proven(count, rolled),
+            self.prober,
+        )
+
+    def _look_for_blocks(self, count: int) -> Shortening | None:
+        module = self.blueprint.module
+        if not has_lists(module):
+            self._plan_whole("it has no list of many modules")
+            return None
+        found = suppose(module) if self._supposing else None
+        if found is None:
+            self._supposing = False
+            found = find(module, self._forward(count))
+        if found is None:
+            self._plan_whole("no modules in a row are equal")
+        return found
 
     def _forward(self, count: int) -> Captured:
         if count not in self._forwards:

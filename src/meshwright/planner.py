@@ -12,6 +12,7 @@ from meshwright._version import __version__
 from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.types import Cluster, Profile
 from meshwright.cluster.variants import with_hosts, with_larger_devices
+from meshwright.collecting import rare_collections
 from meshwright.cost.flops import op_flops
 from meshwright.cost.memory import optimizer_cost
 from meshwright.cost.table import table_for
@@ -21,6 +22,8 @@ from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
 from meshwright.layout.origins import origins
 from meshwright.layout.remarks import remarks
+from meshwright.lower.alone import Alone
+from meshwright.lower.by_op import OpByOp
 from meshwright.lower.lower import lower
 from meshwright.model import Model
 from meshwright.plan.types import (
@@ -42,7 +45,7 @@ from meshwright.search.costing import SearchProgress
 from meshwright.search.goals import goal_of, over_parts
 from meshwright.search.search import default_budget_s, search
 from meshwright.search.strategy import parse_strategy
-from meshwright.search.types import Candidate, Evaluate, Evaluated
+from meshwright.search.types import Candidate, Costs, Evaluate, Evaluated
 from meshwright.simulate.step import simulate
 from meshwright.simulate.types import Simulation
 from meshwright.task import Task
@@ -53,7 +56,11 @@ Progress = Callable[[str], None]
 # and when it ends, so that the plan is laid out on the whole model in time.
 _SEARCHED = (0.3, 0.75)
 
+# What a step waits for by how parameters are stored; see `simulate.types.StageResult.stalls`.
+_OF_STORAGE = ("gathers", "gradient reduction", "contention")
 
+
+@rare_collections()
 def plan(
     task: Task,
     cluster: str | Cluster = "local:4",
@@ -156,7 +163,7 @@ def plan(
                 where.memory_bytes,
                 batch,
                 lambda count: model.outline(count).few if few else model.whole(count),
-                lambda candidate: stepping.predict(candidate, few),
+                lambda candidate: stepping.costs(candidate, few),
                 obeyed,
                 cluster=where,
                 optimizer=optimizer,
@@ -168,6 +175,9 @@ def plan(
                 seed=seed,
                 goal=wish,
                 progress=lambda state: say(_progress_text(state)),
+                by_op=lambda analysis, mesh: OpByOp(
+                    Alone(analysis, mesh, table_for(where), optimizer, bucket_bytes)
+                ),
             )
         except NoPlanFits as error:
             if not advise:
@@ -176,7 +186,7 @@ def plan(
             raise what_would_fit(error, wanted, _site(stepping, obeyed, few, alike)) from None
         search_s = time.perf_counter() - started - (model.capture_s - captured_before)
         started, captured_before = time.perf_counter(), model.capture_s
-        if first is None or model.shorten or not first.shortened:
+        if first is None or model.outline(wanted.microbatches or 1) is first:
             say(f"laying out {found.best.candidate.name}")
             made = stepping.whole(found.best.candidate, few)
     best, analysis, lowered = made.candidate, made.analysis, made.lowered
@@ -220,6 +230,7 @@ def plan(
 PLAIN = ("data", "zero=1", "zero=2", "zero=3", "tensor")
 
 
+@rare_collections()
 def costed(
     task: Task,
     cluster: str | Cluster = "local:4",
@@ -335,6 +346,7 @@ class _Stepping:
     optimizer: str
     bucket_bytes: int
     _last: tuple[Candidate, _Laid] | None = field(init=False, default=None)
+    _kept_s: float = field(init=False, default=0.0)  # of what was simulated last
 
     def predict(self, candidate: Candidate, few: bool) -> Prediction:
         """few: the candidate is of few blocks that stand for all, where the model has such."""
@@ -347,6 +359,11 @@ class _Stepping:
         result = self._simulate(lowered, candidate, outline.stands_for)
         program, count = outline.few.program, candidate.microbatches
         return predict(result, program, count, self.cluster, outline.flops)
+
+    def costs(self, candidate: Candidate, few: bool) -> Costs:
+        """As `predict`, with what of it does not depend on how parameters are stored."""
+        said = self.predict(candidate, few)
+        return Costs(said, self._kept_s)
 
     def simulated(self, candidate: Candidate, few: bool) -> Simulation:
         outline = self.model.outline(candidate.microbatches) if few else None
@@ -371,7 +388,7 @@ class _Stepping:
             try:
                 analysis, candidate = outline.whole, outline.expand(candidate)
             except Irregular as error:
-                self.model.plan_whole(str(error))
+                self.model.look_again(str(error))
                 return None
         lowered = self._lower(analysis, candidate)
         result = self._simulate(lowered, candidate)
@@ -391,11 +408,16 @@ class _Stepping:
         candidate: Candidate,
         stands_for: Mapping[str, int] = MappingProxyType({}),
     ) -> Simulation:
-        return simulate(
+        found = simulate(
             lowered, self.cluster, microbatches=candidate.microbatches, optimizer=self.optimizer,
             pipeline=candidate.pipeline, recompute=candidate.recompute, stands_for=stands_for,
             memory_curve=False,
         )  # fmt: skip
+        stored_s = sum(found.stalls.get(cause, 0.0) for cause in _OF_STORAGE)
+        # Clipping and adding up microbatches go over gradients as they are stored.
+        known = found.stalls and not self.clip and candidate.microbatches == 1
+        self._kept_s = found.step_time_s - found.optimizer_s - stored_s if known else 0.0
+        return found
 
 
 def predict(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from meshwright.api import Model
 from meshwright.capture.shorten import few_of, find, forward_of, rolled_up, whole_of
+from meshwright.capture.suppose import suppose
 from meshwright.capture.trace import capture
 from meshwright.program.rolled import Irregular
 from meshwright.task import Task
@@ -297,3 +298,81 @@ def test_the_module_is_left_as_it_was():
     model.outline(1)
     assert list(model.blueprint.module.state_dict()) == before
     assert len(model.blueprint.module.blocks) == 9
+
+
+@pytest.mark.parametrize("kind", [Stack, Convolutions, Outside, TwoStacks])
+def test_what_is_supposed_is_what_the_forward_shows(kind):
+    task = task_of(kind)
+    model = Model(task)
+    forward = forward_of(task, task.batch, model.blueprint)
+    assert suppose(model.blueprint.module) == find(model.blueprint.module, forward)
+
+
+class Windowed(Stack):
+    """Every other block has another setting."""
+
+    def block(self, index: int) -> nn.Module:
+        made = Block(index)
+        made.slope = 0.5 if index % 2 else 0.25
+        return made
+
+
+def test_settings_tell_blocks_apart_and_their_numbers_do_not():
+    found = suppose(Windowed(17))
+    assert found is not None
+    assert [len(run.units[0]) for run in found.runs] == [2]
+
+
+def test_members_that_share_a_parameter_are_not_supposed_to_be_alike():
+    module = Stack()
+    for block in module.blocks:
+        block.up.weight = module.blocks[0].up.weight
+    assert suppose(module) is None
+
+
+def test_a_forward_is_run_for_the_proof_alone():
+    """Equal blocks cost one forward of the whole model, at the count that is laid out."""
+    model = Model(task_of(Stack))
+    assert model.outline(1).shortened
+    assert model.outline(2).shortened
+    assert not model._forwards
+    same(model.outline(2).whole.program, model.microbatch(2)[1].program)
+
+
+def test_what_is_wrongly_supposed_is_looked_for_in_the_forward():
+    class Many(Turns):
+        def __init__(self) -> None:
+            super().__init__(17)
+
+    model = Model(task_of(Many))
+    supposed = suppose(model.blueprint.module)
+    assert supposed is not None
+    assert [len(run.units[0]) for run in supposed.runs] == [1]
+    outline = model.outline(1)
+    assert outline.shortened
+    assert len(outline.stands_for) == 2
+    same(outline.whole.program, model.microbatch(1)[1].program)
+
+
+def test_what_only_the_proof_refutes_is_looked_for_in_the_forward():
+    class Late(Stack):
+        """A block that is left out does otherwise than those that are kept."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for block in self.blocks:
+                x = torch.tanh(block(x)) if block.index == 5 else block(x)
+            out: Tensor = self.last(x)
+            return out
+
+    class Longer(Late):
+        def __init__(self) -> None:
+            super().__init__(14)
+
+    model = Model(task_of(Longer))
+    first = model.outline(1)
+    assert first.shortened
+    whole = model.whole(1)
+    same(whole.program, model.microbatch(1)[1].program)
+    assert model.outline(1) is not first
+    assert sum(op.name.startswith("tanh") for op in whole.program.ops) >= 1

@@ -1,16 +1,16 @@
 """Captures a model with many equal blocks from a few of them, and proves that this is right.
 
-The forward of the whole model runs once, without its backward, and is looked at for
-lists of modules whose members run one after another and do the same, each by itself
-or in groups of a few. Then the step is captured with most of the middle members left
-out, rolled up, and unrolled again to the model's own number of them. Its forward and
-autograd's graph must be those of the whole model, op by op and value by value; what the
-backward does follows from them.
+Lists of modules are looked for whose members run one after another and do the same, each by
+itself or in groups of a few: supposed from what they hold (`capture.suppose`) or, where that
+does not do, found in the forward of the whole model. Then the step is captured with most of
+the middle members left out, rolled up, and unrolled again to the model's own number of them.
+Its forward and autograd's graph must be those of the whole model, which runs once for this
+without its backward, op by op and value by value; what the backward does follows from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,15 +143,29 @@ def find(module: nn.Module, forward: Captured) -> Shortening | None:
     """Runs of equal blocks in the forward of the whole model, None where there are none."""
     program = forward.program
     paths = [op.source.module for op in program.ops]
+    state = _state(program)
+    return shortening_of(
+        (path, keys, _of_list(program, paths, path, keys, module, state))
+        for path, keys in lists_of(module)
+    )
+
+
+def shortening_of(
+    lists: Iterable[tuple[str, Sequence[str], list[int] | None]],
+) -> Shortening | None:
+    """From lists of modules, outer ones first: path, keys, and a number for each member.
+
+    Members of one number are alike; None leaves the list as it is. The last member is not
+    looked at: it always stays. Lists inside one that is shortened stay as they are.
+    """
     without: dict[str, frozenset[str]] = {}
     runs: list[Run] = []
-    state = _state(program)
     taken: list[str] = []
-    for path, members in _lists(module):
+    for path, keys, numbers in lists:
         if any(path == other or path.startswith(other + ".") for other in taken):
             continue
-        found = _of_list(program, paths, path, members, module, state)
-        if found is None:
+        found = _runs(path, keys, numbers[: len(keys) - 1]) if numbers else []
+        if not found:
             continue
         taken.append(path)
         runs += found
@@ -160,12 +174,24 @@ def find(module: nn.Module, forward: Captured) -> Shortening | None:
     return Shortening(without, tuple(runs)) if runs else None
 
 
+def _runs(path: str, keys: Sequence[str], numbers: Sequence[int]) -> list[Run]:
+    names = [f"{path}.{key}" if path else key for key in keys]
+    return [
+        Run(
+            tuple(tuple(names[k : k + period]) for k in range(start, stop, period)),
+            names[start - 1],
+            names[stop],
+        )
+        for start, stop, period in _stretches(numbers)
+    ]
+
+
 def has_lists(module: nn.Module) -> bool:
     """Whether there are lists of modules that may be worth shortening."""
-    return any(True for _ in _lists(module))
+    return any(True for _ in lists_of(module))
 
 
-def _lists(module: nn.Module) -> Iterator[tuple[str, list[str]]]:
+def lists_of(module: nn.Module) -> Iterator[tuple[str, list[str]]]:
     """Modules whose children are numbered, outer ones first: keys in order."""
     for path, owner in module.named_modules():
         keys = list(owner._modules)
@@ -199,7 +225,7 @@ def _of_list(
     keys: Sequence[str],
     module: nn.Module,
     state: Mapping[str, list[tuple[Hashable, ...]]],
-) -> list[Run] | None:
+) -> list[int] | None:
     names = [f"{path}.{key}" if path else key for key in keys]
     index = {name: number for number, name in enumerate(names)}
     depth = path.count(".") + (2 if path else 1)
@@ -236,17 +262,10 @@ def _of_list(
             tuple(op.source.module[len(own) :] if op.source.module.startswith(own + ".") else ""
                   for op in ops),
         )  # fmt: skip
-        if _hooked(module.get_submodule(own)):
+        if hooked(module.get_submodule(own)):
             return None
         numbers.append(kinds.setdefault(shape, len(kinds)))
-    return [
-        Run(
-            tuple(tuple(names[k : k + period]) for k in range(start, stop, period)),
-            names[start - 1],
-            names[stop],
-        )
-        for start, stop, period in _stretches(numbers)
-    ] or None
+    return numbers
 
 
 def _stretches(numbers: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -280,7 +299,7 @@ def _stretches(numbers: Sequence[int]) -> list[tuple[int, int, int]]:
     return sorted(chosen)
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Whether functions hang on the gradients of a module or of its parameters."""
     return any(
         owner._backward_hooks or owner._backward_pre_hooks

@@ -29,6 +29,7 @@ from meshwright.cli.report import report
 from meshwright.cli.simulate import simulate
 from meshwright.cli.train import train
 from meshwright.cli.verify import verify
+from meshwright.collecting import rare_collections
 
 __all__ = ["main", "run"]
 
@@ -83,7 +84,8 @@ def run(words: Sequence[str]) -> int:
         # A filter, since importing parts of PyTorch sets its loggers' levels anew.
         logging.getLogger("torch._subclasses.fake_tensor").addFilter(_nothing)
     try:
-        code = command.main(args=list(words), prog_name="meshwright", standalone_mode=False)
+        with rare_collections():
+            code = command.main(args=list(words), prog_name="meshwright", standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:
             raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,15 +20,44 @@ _POSITIONS_AFTER_PADDING = frozenset({
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 
+_ASSISTED = "transformers.generation.candidate_generator"
+_FOUND = "_sklearn_available"  # of transformers.utils.import_utils
+
 
 def import_transformers() -> ModuleType:
     try:
-        return importlib.import_module("transformers")
+        transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise ModelError(
             "An hf: model needs the transformers package, which is not installed here.",
             "Install it: pip install 'meshwright[hf]'.",
         ) from error
+    _import_generation()
+    return transformers
+
+
+def _import_generation() -> None:
+    """What every model of transformers imports, without scikit-learn until it is called for.
+
+    Loading scikit-learn and with it scipy.stats takes 2 s; transformers does so, where they are
+    installed, for one function that assisted generation calls. That function loads it here.
+    """
+    if _ASSISTED in sys.modules or "sklearn" in sys.modules:
+        return
+    looks = importlib.import_module("transformers.utils.import_utils")
+    if not getattr(looks, _FOUND, False):
+        return
+    setattr(looks, _FOUND, False)
+    try:
+        assisted = importlib.import_module(_ASSISTED)
+    finally:
+        setattr(looks, _FOUND, True)
+    if not hasattr(assisted, "roc_curve"):
+        setattr(assisted, "roc_curve", _roc_curve)  # noqa: B010
+
+
+def _roc_curve(*args: Any, **kwargs: Any) -> Any:
+    return importlib.import_module("sklearn.metrics").roc_curve(*args, **kwargs)
 
 
 def read_config(path: Path) -> dict[str, Any]:
