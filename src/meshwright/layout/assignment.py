@@ -8,6 +8,7 @@ from math import prod
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import PlanError
+from meshwright.layout.by_op import cut_of
 from meshwright.layout.cuts import compatible, ordered
 from meshwright.layout.groups import Analysis, Group
 from meshwright.layout.types import REPLICATED, Layout, Split
@@ -31,8 +32,8 @@ class Parameter:
 class Assignment:
     """wanted: for each axis, how the groups assigned to it cut the values they reach.
 
-    held: for an axis with a decision beside others, how those cut each op; None for a
-    view of what such an op needs whole.
+    held: for an axis with a decision beside others, or on single ops, how those cut each op;
+    None for one that is not cut, as a view of what such an op needs whole.
     ring: axes over which attention passes keys and values on.
     fixed: values that were asked to lie so, with their cut over an axis, None where it is none.
     """
@@ -72,13 +73,15 @@ def assign(
     wanted: dict[str, dict[str, Split]] = {axis: {} for axis in mesh.names}
     held: dict[str, dict[str, FactorCut]] = {axis: {} for axis in mesh.names}
     alone: dict[str, dict[str, FactorCut | None]] = {}
+    single: dict[str, dict[str, FactorCut | None]] = {}
     fixed = _fixed(analysis, decisions)
     for value, axes in fixed.items():
         for axis, split in axes.items():
             if split is not None and axis in wanted:
                 wanted[axis][value] = split
     for decision in decisions:
-        seed = resolve(analysis, decision)
+        whole_op = decision.op is not None and decision.fixed == "whole"
+        seed = resolve(analysis, decision) if not whole_op else ("", Split(0, 1, 1))
         if decision.axis not in wanted:
             raise PlanError(
                 f"The plan shards {decision.value} over the axis '{decision.axis}', but its mesh "
@@ -91,6 +94,14 @@ def assign(
                 f"{decision.value}, but the axis has {mesh.extent(decision.axis)}.",
                 "Devices are counted from 0: correct the owner in the plan, or plan again.",
             )
+        if decision.op is not None:
+            pin = cut_of(analysis, decision, *seed, parts=mesh.extent(decision.axis))
+            single.setdefault(decision.axis, {}).update([pin])
+            continue
+        if decision.only:
+            single.setdefault(decision.axis, {})
+            wanted[decision.axis].setdefault(*seed)
+            continue
         if decision.fixed == "whole":
             continue
         group = analysis.group(*seed)
@@ -115,15 +126,19 @@ def assign(
                         del wanted[decision.axis][value]
                         break
     beside = {item.axis for item in decisions if item.beside}
+    holds: dict[str, dict[str, FactorCut | None]] = {
+        **alone,
+        **{axis: _with_views(analysis, cuts) for axis, cuts in held.items() if axis in beside},
+    }
+    holds = {axis: cuts for axis, cuts in holds.items() if cuts}
+    for axis, pins in single.items():
+        holds[axis] = {**holds.get(axis, {}), **pins}
     return Assignment(
         mesh,
         wanted,
         _store(analysis, mesh, wanted, parameters),
         clip,
-        {
-            **alone,
-            **{axis: _with_views(analysis, cuts) for axis, cuts in held.items() if axis in beside},
-        },
+        holds,
         frozenset(item.axis for item in decisions if item.attention == "ring"),
         fixed,
     )
@@ -135,7 +150,7 @@ def _fixed(
     """By value and axis, the cut that was asked for; None for whole."""
     found: dict[str, dict[str, Split | None]] = {}
     for item in decisions:
-        if item.fixed is not None:
+        if item.fixed is not None and item.op is None:
             value, split = resolve(analysis, item)
             found.setdefault(value, {})[item.axis] = split if item.fixed == "cut" else None
     for value, axes in found.items():

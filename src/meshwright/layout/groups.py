@@ -84,6 +84,11 @@ class Analysis:
         return {op.name: op for op in self.program.ops}
 
     @cached_property
+    def made_by(self) -> Mapping[str, Op]:
+        """The op that makes each value that is no input."""
+        return {name: op for op in self.program.ops for name in op.results if name is not None}
+
+    @cached_property
     def summed_first(self) -> frozenset[str]:
         """Values of which a pending sum is best taken before they are used.
 

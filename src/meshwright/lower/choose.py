@@ -50,7 +50,8 @@ def choose(
             chosen[axis] = ties.required[axis]
             continue
         wanted = assignment.wanted[axis]
-        if not wanted and not any(layout.shards for layout in layouts):
+        holds = assignment.held.get(axis)
+        if not wanted and not holds and not any(layout.shards for layout in layouts):
             continue
         parts = assignment.mesh.extent(axis)
         candidates: dict[FactorCut, int] = {}
@@ -60,10 +61,9 @@ def choose(
             if cut is not None and allowed(rule, cut, parts, chosen):
                 chosen[axis] = cut
             continue
-        holds = assignment.held.get(axis, {})
-        held = holds.get(op.name)
-        sums = holds and axis not in settled and _sums(rule, axis, layouts)
-        if held is None and (op.name in holds or sums):
+        held = holds.get(op.name) if holds is not None else None
+        sums = holds is not None and axis not in settled and _sums(rule, axis, layouts)
+        if held is None and (sums or (holds is not None and op.name in holds)):
             continue
         closed = ties.closed.get(axis, frozenset())
         if held is not None and held.factor not in closed and allowed(rule, held, parts, chosen):

@@ -51,6 +51,10 @@ class Decision(Record):
     `whole`, that it is not cut over the axis, and dim says nothing.
     alone: cut a parameter, its gradient and the ops that use it or make its gradient, and no
     other member of the group.
+    only: `value` lies so, an input or what a lowering is asked to make, and no group follows.
+    op: one op alone, by a value that it makes, is cut along `dim` of `value`, which it uses or
+    makes; `fixed` whole: it is not cut over the axis, and dim says nothing. Ops that no
+    decision speaks of follow what they use.
     """
 
     axis: str
@@ -63,6 +67,8 @@ class Decision(Record):
     attention: Literal["gather", "ring"] | None = None
     fixed: Literal["cut", "whole"] | None = None
     alone: bool = False
+    only: bool = False
+    op: str | None = None
     why: str = ""
 
 

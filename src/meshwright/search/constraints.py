@@ -32,7 +32,7 @@ from meshwright.search.constraint_texts import (
     parse,
 )
 
-__all__ = ["NONE", "Constraints", "Resolved", "apply", "check", "parse", "resolve"]
+__all__ = ["NONE", "Constraints", "Resolved", "apply", "check", "parse", "refuse", "resolve"]
 
 _ZERO = {"step": "1", "microbatch": "2", "use": "3"}
 
@@ -141,7 +141,7 @@ def apply(
                 item.model_copy(update={"storage_axes": axes}) if axes else ParameterPlan()
             )
     made = (*own, *left, *kept)
-    _refuse(constraints, mesh, made, stored)
+    refuse(constraints, mesh, made, stored)
     return made, stored
 
 
@@ -286,7 +286,7 @@ def _on_mesh(analysis: Analysis, mesh: Mesh, resolved: Resolved) -> list[str]:
     return problems
 
 
-def _refuse(
+def refuse(
     constraints: Constraints,
     mesh: Mesh,
     decisions: Sequence[Decision],

@@ -89,12 +89,12 @@ def candidate(
     return Candidate(
         name or name_of(mesh, zero, sequence, attention),
         mesh, zero, microbatches, obeying,
-        {path: _as_stored(plan, stored[path]) for path, plan in parameters.items()},
+        {path: as_stored(plan, stored[path]) for path, plan in parameters.items()},
         pipeline, recompute,
     )  # fmt: skip
 
 
-def _as_stored(plan: ParameterPlan, parameter: Parameter) -> ParameterPlan:
+def as_stored(plan: ParameterPlan, parameter: Parameter) -> ParameterPlan:
     """The parameter's plan with its cuts; one that can't be cut further is always gathered."""
     cuts = tuple(
         ParameterCut(

@@ -29,6 +29,7 @@ from meshwright.search.estimate import Estimator
 from meshwright.search.goals import TIME, Goal
 from meshwright.search.improve import improve
 from meshwright.search.named import candidate, name_of
+from meshwright.search.op_level import ByOp, LayByOp
 from meshwright.search.space import Space
 from meshwright.search.strategy import Strategy, mesh_for, parse_strategy, pipeline_of
 from meshwright.search.tree import Tree
@@ -80,13 +81,15 @@ def search(
     seed: int = 0,
     goal: Goal = TIME,
     progress: Progress | None = None,
+    by_op: LayByOp | None = None,
 ) -> Found:
     """The best candidate for the goal that fits the memory and obeys the constraints.
 
     cluster: for what analysis can say before a candidate is simulated; without one nothing
     is ruled out and moves are tried in their own order. stands_for: modules of the analysed
     Program that stand for so many equal ones. budget_s: seconds after which no further
-    candidate is simulated.
+    candidate is simulated. by_op: how the ops of a small Program can be laid out one by one;
+    None looks at groups alone.
 
     Raises StrategyError when the strategy can't be laid out, NoPlanFits when
     nothing fits: it says what came closest, by how much, and what would fit.
@@ -116,8 +119,10 @@ def search(
     if cluster is not None:
         estimator = Estimator(space, table_for(cluster), optimizer, stands_for)
     costing = Costing(space, evaluate, memory_bytes, goal, estimator, started + budget_s, progress)
-    stopped = _run(costing, cluster, seed)
-    return _found(costing, stopped, estimator)
+    single = ByOp(by_op, stands_for) if by_op is not None else None
+    stopped = _run(costing, cluster, seed, single)
+    found = _found(costing, stopped, estimator)
+    return single.taken(costing, found) if single is not None else found
 
 
 def default_budget_s() -> float:
@@ -136,7 +141,9 @@ def default_budget_s() -> float:
     return seconds
 
 
-def _run(costing: Costing, cluster: Cluster | None, seed: int) -> Stopped:
+def _run(costing: Costing, cluster: Cluster | None, seed: int, single: ByOp | None) -> Stopped:
+    if single is not None:
+        single.run(costing, costing.space.devices)
     meshes = moves.meshes(costing.space, cluster)
     tree = Tree(costing, cluster, meshes, seed, _PATIENCE)
     try:
