@@ -6,7 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -28,10 +28,13 @@ from meshwright.layout.groups import Analysis
 from meshwright.lower.probing import Probing, probing
 from meshwright.lower.shared import Lowerings
 from meshwright.outline import Outline
+from meshwright.program.between import Apart, between, difference
 from meshwright.program.rolled import Irregular, Rolled, Unrolled
+from meshwright.program.types import Program
 from meshwright.runtime.microbatch import batch_size, microbatch_of
 from meshwright.task import Task
 
+_LEAST_EXAMPLES = 2  # of a microbatch; one alone often makes another step
 SHAPES_KEPT = 8  # programs of so many microbatch shapes are kept
 
 
@@ -53,6 +56,7 @@ class Model:
     shorten: bool = field(init=False, default=True)
     why_whole: str = field(init=False, default="")
     _supposing: bool = field(init=False, default=True)
+    _deriving: bool = field(init=False, default=True)
     _shortening: Shortening | None = field(init=False, default=None)
     _outlines: dict[int, Outline] = field(init=False, default_factory=dict)
     _forwards: dict[int, Captured] = field(init=False, default_factory=dict)
@@ -126,7 +130,7 @@ class Model:
 
         That of a capture, or worked out from one of few blocks and proven equal.
         """
-        if self.shorten and self._shapes(self._batch(count)) not in self._captured:
+        if self.shorten and not self._has(count):
             try:
                 return self.outline(count).whole
             except Irregular as error:
@@ -134,15 +138,32 @@ class Model:
                 return self.whole(count)
         return self.microbatch(count)[1]
 
-    def look_again(self, why: str) -> None:
-        """Few blocks turned out not to stand for all: others may, or all are looked at.
+    def planned(self, count: int) -> tuple[Outline, Analysis]:
+        """The outline of `count` microbatches, and that of all blocks which it stands for.
 
-        Blocks that were supposed to be alike are next looked for in the model's forward.
+        Raises Irregular where it turns out not to.
+        """
+        outline = self.outline(count)
+        if outline.derived and not outline.shortened:
+            captured = self.microbatch(count)[1]
+            self._compare(outline.few.program, captured.program)
+            return outline, captured
+        return outline, outline.whole
+
+    def look_again(self, why: str) -> None:
+        """What planning looked at turned out not to be the model: it looks closer from here on.
+
+        Programs of other counts are captured, not worked out. If they were already, blocks that
+        were supposed to be alike are looked for in the model's forward; and in the end all
+        blocks are looked at.
         """
         with self._planning:
+            derived = any(outline.derived for outline in self._outlines.values())
             self._outlines.clear()
             self._shortening = None
-            if self._supposing:
+            if derived:
+                self._deriving = False
+            elif self._supposing:
                 self._supposing = False
             else:
                 self._plan_whole(why)
@@ -164,9 +185,16 @@ class Model:
             self.capture_s += time.perf_counter() - started
             if made is not None:
                 return made
-        return Outline(self.microbatch(count)[1])
+        derived = None if self._has(count) else self._derived(count)
+        return derived or Outline(self.microbatch(count)[1])
+
+    def _has(self, count: int) -> bool:
+        return self._shapes(self._batch(count)) in self._captured
 
     def _few(self, count: int, shortening: Shortening) -> Outline:
+        derived = self._derived(count)
+        if derived is not None:
+            return derived
         batch = self._batch(count)
         rolled = rolled_up(self.task, batch, self.blueprint, shortening)[0]
         few = few_of(rolled)
@@ -177,6 +205,51 @@ class Model:
             lambda: self._proven(count, rolled),
             self.prober,
         )
+
+    def _derived(self, count: int) -> Outline | None:
+        """The outline of `count` microbatches, from those of two others that were captured."""
+        wanted = self.global_batch // count
+        if not self._deriving or wanted < _LEAST_EXAMPLES:
+            return None
+        known = {self.global_batch // k: item for k, item in self._outlines.items()}
+        sizes = [
+            size
+            for size, item in known.items()
+            if size >= _LEAST_EXAMPLES and not item.derived and size != wanted
+        ]
+        if len(sizes) < 2:
+            return None
+        one, other = (known[size] for size in sizes[:2])
+        try:
+            program = between(one.few.program, other.few.program, (sizes[0], sizes[1]), wanted)
+        except Apart:
+            return None
+        unrolled = one.unrolled and replace(one.unrolled, program=program)
+        return Outline(
+            Analysis(program, self.prober),
+            one.stands_for,
+            unrolled,
+            lambda: self._captured_after_all(count, program),
+            self.prober,
+            derived=True,
+        )
+
+    def _captured_after_all(self, count: int, derived: Program) -> Unrolled:
+        """All blocks of `count` microbatches, which were planned with a derived Program.
+
+        Raises Irregular where the captured one is another.
+        """
+        assert self._shortening is not None
+        started = time.perf_counter()
+        rolled = rolled_up(self.task, self._batch(count), self.blueprint, self._shortening)[0]
+        self.capture_s += time.perf_counter() - started
+        self._compare(derived, few_of(rolled).program)
+        return self._proven(count, rolled)
+
+    def _compare(self, derived: Program, captured: Program) -> None:
+        differs = difference(derived, captured)
+        if differs:
+            raise Irregular(f"another number of examples makes another step: {differs}")
 
     def _look_for_blocks(self, count: int) -> Shortening | None:
         module = self.blueprint.module

@@ -26,6 +26,7 @@ class Outline:
     few: the analysed Program in which one block stands for several, `stands_for` says which for
     how many. `whole` is that of all blocks, made when it is asked for; asking may raise
     `program.rolled.Irregular`, since only then the proof is made for this microbatch.
+    derived: `few` was worked out from those of other microbatches, not captured.
     """
 
     few: Analysis
@@ -33,6 +34,7 @@ class Outline:
     unrolled: Unrolled | None = None
     complete: Callable[[], Unrolled] | None = None
     prober: Probing | None = None
+    derived: bool = False
 
     @property
     def shortened(self) -> bool:

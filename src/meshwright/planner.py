@@ -351,7 +351,7 @@ class _Stepping:
     def predict(self, candidate: Candidate, few: bool) -> Prediction:
         """few: the candidate is of few blocks that stand for all, where the model has such."""
         outline = self.model.outline(candidate.microbatches) if few else None
-        if outline is None or not outline.shortened:
+        if outline is None or not (outline.shortened or outline.derived):
             laid = self.whole(candidate, few)
             assert laid is not None
             return laid.prediction
@@ -381,12 +381,12 @@ class _Stepping:
         if self._last is not None and self._last[0] is candidate:
             return self._last[1]
         count, given = candidate.microbatches, candidate
-        outline = self.model.outline(count) if few else None
-        if outline is None or not outline.shortened:
+        if not few:
             analysis = self.model.whole(count)
         else:
             try:
-                analysis, candidate = outline.whole, outline.expand(candidate)
+                outline, analysis = self.model.planned(count)
+                candidate = outline.expand(candidate)
             except Irregular as error:
                 self.model.look_again(str(error))
                 return None

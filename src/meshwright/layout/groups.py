@@ -9,13 +9,14 @@ TOAST, with Shardy-like factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from meshwright.layout.ragged import Lists
 from meshwright.layout.types import Split
-from meshwright.program.types import Op, Program
+from meshwright.program.blocks import Repeat, repeats, signature
+from meshwright.program.types import Op, Phase, Program
 from meshwright.rules.factory import SHAPE_ALONE
 from meshwright.rules.registry import rules_of
 from meshwright.rules.types import Dims, FactorCut, OpRule
@@ -87,6 +88,21 @@ class Analysis:
     def made_by(self) -> Mapping[str, Op]:
         """The op that makes each value that is no input."""
         return {name: op for op in self.program.ops for name in op.results if name is not None}
+
+    @cached_property
+    def runs(self) -> Mapping[Phase, tuple[Repeat, ...]]:
+        """Where each phase's ops repeat."""
+        phases: tuple[Phase, ...] = ("forward", "backward")
+        return {phase: repeats(self.program, self.program.phase_ops(phase)) for phase in phases}
+
+    @cached_property
+    def kinds(self) -> Mapping[str, int]:
+        """A number for each op by name, the same for ops that do the same."""
+        numbers: dict[Hashable, int] = {}
+        return {
+            op.name: numbers.setdefault(signature(op, self.program.values), len(numbers))
+            for op in self.program.ops
+        }
 
     @cached_property
     def summed_first(self) -> frozenset[str]:

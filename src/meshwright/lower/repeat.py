@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from meshwright.layout.types import Layout
 from meshwright.lower.builder import Whole
-from meshwright.program.blocks import Repeat, correspondence, repeats, signature
+from meshwright.program.blocks import Repeat, correspondence
 from meshwright.program.types import Argument, Length, Op, Ref, Source, Value
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class _Template:
 def lower_repeats(lowering: Lowering, ops: Sequence[Op]) -> None:
     """Lower a phase's ops in order, repeated runs by copying."""
     done = 0
-    for repeat in repeats(lowering.program, ops):
+    for repeat in lowering.analysis.runs[lowering.b.phase]:
         for op in ops[done : repeat.start]:
             lowering.lower_op(op)
         _repeat(lowering, repeat, ops)
@@ -184,9 +184,9 @@ def _counterparts(
     """The map from the template's values to the run's, None where any fact about two differs."""
     if len(reads) != len(template.reads):
         return None
-    values, held = lowering.program.values, lowering.assignment.held.values()
+    kinds, held = lowering.analysis.kinds, lowering.assignment.held.values()
     for mine, theirs in zip(template.reads, reads, strict=True):
-        if signature(mine, values) != signature(theirs, values):
+        if kinds[mine.name] != kinds[theirs.name]:
             return None
         if any(cuts.get(mine.name, _FREE) != cuts.get(theirs.name, _FREE) for cuts in held):
             return None

@@ -117,13 +117,16 @@ class Op:
     returns_tuple: bool
     phase: Phase
     source: Source = field(default=Source(""), compare=False)
+    # Found when first asked for: lowering and simulation ask for them many times.
+    _used: tuple[str, ...] | None = field(default=None, init=False, compare=False, repr=False)
 
     def operands(self) -> Iterator[str]:
         """Names of the values used, in argument order, repeats included."""
-        for argument in self.args:
-            yield from refs(argument)
-        for _, argument in self.kwargs:
-            yield from refs(argument)
+        if self._used is None:
+            used = [name for argument in self.args for name in refs(argument)]
+            used += [name for _, argument in self.kwargs for name in refs(argument)]
+            object.__setattr__(self, "_used", tuple(used))
+        return iter(self._used or ())
 
 
 def refs(argument: Argument) -> Iterator[str]:
