@@ -12,6 +12,8 @@ their mean. Where experts are dealt out to devices, whole ops are as well: the d
 that is simulated has at least its share of each kind, launches included, which is why
 ops over lists of rows count without their fixed costs.
 
+Batch. Accelerators fetch it before anything runs: each at least its share.
+
 Optimizer. Each device steps its part of every parameter of its stage.
 
 Collectives. None is counted unless what is decided makes it certain: any op can be
@@ -61,11 +63,12 @@ class Decided:
 
 
 OPEN = Decided()
+_ROUNDED = 1 - 1e-9  # the simulator adds up in another order
 
 
 @dataclass(frozen=True)
 class TimeBound:
-    """`step_s` is the bound; the others are what it is made of."""
+    """`step_s` is the bound; the others are what it is made of, beside fetching the batch."""
 
     step_s: float
     compute_s: float
@@ -132,7 +135,9 @@ def lower_bound(
     accumulate_s = costs.streaming(3 * added) if microbatches > 1 else 0.0
     compute_s = (microbatches * once_s + (microbatches - 1) * accumulate_s) / stages
     compute_s += costs.step_overhead(microbatches)
-    return TimeBound(compute_s + optimizer_s / stages, compute_s, optimizer_s / stages)
+    fetch_s = _fetched_s(analysis, costs, microbatches, ways) if stages == 1 else 0.0
+    step_s = (fetch_s + compute_s + optimizer_s / stages) * _ROUNDED
+    return TimeBound(step_s, compute_s, optimizer_s / stages)
 
 
 def memory_lower_bound(
@@ -177,6 +182,24 @@ def memory_lower_bound(
     peak = persistent + max(gathered + saved + held, gradients, accumulated)
     parts = (peak, persistent, gradients, gathered, saved)
     return MemoryBound(*(int(item / stages) for item in parts))
+
+
+def _fetched_s(analysis: Analysis, costs: CostTable, microbatches: int, ways: int) -> float:
+    """Of a step's batch, what ops use."""
+    tiers = [{tier.name for tier in profile.lower_tiers} for profile in costs.profiles]
+    if all(profile.device == "cpu" for profile in costs.profiles) or not all(
+        "host" in names for names in tiers
+    ):
+        return 0.0
+    used = {
+        name
+        for op in analysis.program.ops
+        if op.target not in SHAPE_ALONE
+        for name in analysis.operands[op.name]
+    }
+    leaves = [item.value for item in analysis.program.inputs_of("batch") if item.value in used]
+    nbytes = sum(analysis.program.values[name].nbytes for name in leaves) * microbatches
+    return costs.tier(nbytes / ways, "host", "read") if nbytes else 0.0
 
 
 class _Weights:

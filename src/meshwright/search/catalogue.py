@@ -35,16 +35,16 @@ def texts(space: Space, host: int) -> Iterator[str]:
     """As `named`, of a search's own space."""
     count = space.strategy.microbatches or 1
     for text in dict.fromkeys(_all(space, host)):
-        point = point_of(parse_strategy(text), space.devices, count)
+        point = point_of(parse_strategy(text), space, count)
         batch = point.sizes.get("data", 1) * point.sizes.get("replica", 1) * count
         if space.global_batch % batch == 0:
             yield text
 
 
-def point_of(strategy: Strategy, devices: int, microbatches: int = 1) -> Point:
+def point_of(strategy: Strategy, space: Space, microbatches: int = 1) -> Point:
     """The point that a named strategy is. Raises StrategyError where its sizes do not multiply
     to the number of devices."""
-    mesh = mesh_for(strategy, devices)
+    mesh = mesh_for(strategy, space.devices)
     return Point(
         tuple((axis, size) for axis, size in mesh.axes if size > 1),
         microbatches=strategy.microbatches or microbatches,

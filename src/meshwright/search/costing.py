@@ -11,12 +11,13 @@ from meshwright.search.estimate import Estimate, Estimator
 from meshwright.search.goals import Goal
 from meshwright.search.reckoning import Reckoning
 from meshwright.search.space import Point, Space
-from meshwright.search.types import Candidate, Evaluate, Evaluated
+from meshwright.search.types import Candidate, Cost, Costs, Evaluated
 
-__all__ = ["BudgetOver", "Costed", "Costing", "Progress", "SearchProgress"]
+__all__ = ["BudgetOver", "Costed", "Costing", "Progress", "SearchProgress", "computed_alike"]
 
 
 _KEPT_REASONS = 200  # of points that were left out
+_EQUAL = 1e-4  # of the time: what can be better by no more is no better
 
 
 class BudgetOver(Exception):
@@ -51,7 +52,7 @@ class Costing:
     """
 
     space: Space
-    evaluate: Evaluate
+    evaluate: Cost
     memory_bytes: int
     goal: Goal
     estimator: Estimator | None
@@ -63,6 +64,8 @@ class Costing:
     best: Costed | None = None
     ruled_out: int = 0  # points that a bound showed to be no better
     reckoning: Reckoning = field(init=False)
+    _guessed: set[Point] = field(default_factory=set)  # left out for what they are reckoned
+    _kept_s: dict[Point, float] = field(default_factory=dict)  # by what computes alike
     _by_point: dict[Point, Costed | None] = field(default_factory=dict)
     _by_key: dict[Hashable, Costed] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
@@ -82,6 +85,13 @@ class Costing:
         """A point that was taken as known without being costed is open again."""
         if self._by_point.get(point, self) is None:
             del self._by_point[point]
+
+    def reopen(self, point: Point) -> None:
+        """A point that guesses left out is open again."""
+        if point in self._guessed:
+            self._guessed.remove(point)
+            self.forget(point)
+            self.left_out.pop(self.space.name(point), None)
 
     def cost(self, point: Point) -> Costed | None:
         """None for a point that can't be laid out; the reason is kept."""
@@ -109,7 +119,7 @@ class Costing:
         if known is not None:
             return known
         try:
-            result = self._evaluated(self._named_once(made))
+            result = self._evaluated(point, self._named_once(made))
         except (MeshwrightError, AssertionError) as error:
             reason = error.message if isinstance(error, MeshwrightError) else str(error)
             self.left_out.setdefault(name, f"it could not be lowered: {reason}")
@@ -122,8 +132,14 @@ class Costing:
         self._report()
         return found
 
-    def _evaluated(self, made: Candidate) -> Evaluated:
-        prediction = self.evaluate(made)
+    def _evaluated(self, point: Point, made: Candidate) -> Evaluated:
+        said = self.evaluate(made)
+        if isinstance(said, Costs):
+            prediction = said.prediction
+            if not point.kept and point.zero < 2:
+                self._kept_s[computed_alike(point)] = said.kept_s
+        else:
+            prediction = said
         fits = self.goal.fits(
             prediction.step_time_s, prediction.peak_memory_bytes, self.memory_bytes
         )
@@ -159,14 +175,15 @@ class Costing:
             return False
         why = ""
         limit = self.goal.max_step_time_s
+        floor_s = max(guess.floor_s, self._sibling_s(point))
         if guess.floor_bytes > self.memory_bytes:
             why = f"it needs at least {guess.floor_bytes / 2**30:.1f} GiB"
-        elif limit is not None and guess.floor_s > limit:
-            why = f"it takes at least {guess.floor_s:.3g} s"
+        elif limit is not None and floor_s > limit:
+            why = f"it takes at least {floor_s:.3g} s"
         elif self.best is not None and self.best.result.fits:
             said = self.best.result.prediction
             best = self.goal.objective(said.step_time_s, said.peak_memory_bytes)
-            if self.goal.objective(guess.floor_s, guess.floor_bytes) >= best:
+            if self.goal.objective(floor_s, guess.floor_bytes) >= best * (1 - _EQUAL):
                 why = "a bound shows that it is no better"
         if why:
             self.ruled_out += 1
@@ -174,11 +191,25 @@ class Costing:
                 self.left_out.setdefault(self.space.name(point), why)
         return bool(why)
 
+    def _sibling_s(self, point: Point) -> float:
+        """At least what a costed point takes that stores parameters otherwise, for the rest."""
+        kept_s = self._kept_s.get(computed_alike(point), 0.0)
+        if not kept_s or self.estimator is None or point.microbatches > 1:
+            return 0.0
+        return kept_s + self.estimator.optimizer_bound_s()
+
     def behind(self, point: Point) -> bool:
         """Whether what was costed shows that the point is not worth costing."""
         if self.known(point):
             return False
         why = self.reckoning.behind(point, self.best.result if self.best is not None else None)
+        if why:
+            self._guessed.add(point)
         if why and len(self.left_out) < _KEPT_REASONS:
             self.left_out.setdefault(self.space.name(point), why)
         return bool(why)
+
+
+def computed_alike(point: Point) -> Point:
+    """The point but for how parameters are stored, which changes no op of a microbatch."""
+    return replace(point, zero=0, stored=("data",), kept=())

@@ -30,7 +30,13 @@ from meshwright.layout.assignment import resolve
 from meshwright.layout.groups import Analysis, Group
 from meshwright.plan.types import BUCKET_BYTES, Decision
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
-from meshwright.search.bound import Decided, MemoryBound, lower_bound, memory_lower_bound
+from meshwright.search.bound import (
+    Decided,
+    MemoryBound,
+    TimeBound,
+    lower_bound,
+    memory_lower_bound,
+)
 from meshwright.search.sequence_groups import token_groups
 from meshwright.search.space import IDLE, STAGE, STORABLE, ClassKey, Point, Space
 
@@ -140,7 +146,7 @@ class Estimator:
             item.path: weights.get(_top(item.path, weights), 1)
             for item in program.inputs_of("parameter")
         }
-        self._bounds: dict[int, float] = {}
+        self._bounds: dict[int, TimeBound] = {}
         self._memory_bounds: dict[int, MemoryBound] = {}
         self._masks: dict[str, NDArray[np.bool_]] = {}
         self._groups: dict[str, tuple[Group, ...]] = {}
@@ -167,6 +173,13 @@ class Estimator:
 
     def bound_s(self, devices: int) -> float:
         """Seconds of a step at least, of plans over so many devices that do different things."""
+        return self._bound(devices).step_s
+
+    def optimizer_bound_s(self) -> float:
+        """What the optimizer takes of a step at least."""
+        return self._bound(self.space.devices).optimizer_s
+
+    def _bound(self, devices: int) -> TimeBound:
         found = self._bounds.get(devices)
         if found is None:
             strategy = self.space.strategy
@@ -175,7 +188,7 @@ class Estimator:
                 self.space.first, self.costs, devices=devices, microbatches=self.microbatches,
                 optimizer=self.optimizer_name, stands_for=self.weights,
                 decided=Decided(stages=stages, recompute=strategy.recompute),
-            ).step_s  # fmt: skip
+            )  # fmt: skip
         return found
 
     def _least_bytes(self, devices: int) -> MemoryBound:

@@ -20,7 +20,7 @@ from meshwright.cluster.types import Cluster
 from meshwright.cost.table import table_for
 from meshwright.errors import NoPlanFits, StrategyError, UsageError
 from meshwright.plan.types import STAGE, Choice, Stopped
-from meshwright.search import catalogue, moves
+from meshwright.search import moves
 from meshwright.search.bound import Decided, lower_bound
 from meshwright.search.choices import choices_of
 from meshwright.search.constraints import NONE, Constraints, resolve
@@ -29,11 +29,12 @@ from meshwright.search.estimate import Estimator
 from meshwright.search.goals import TIME, Goal
 from meshwright.search.improve import improve
 from meshwright.search.named import candidate, name_of
+from meshwright.search.names import Names
 from meshwright.search.op_level import ByOp, LayByOp
 from meshwright.search.space import Space
-from meshwright.search.strategy import Strategy, mesh_for, parse_strategy, pipeline_of
+from meshwright.search.strategy import Strategy, mesh_for, pipeline_of
 from meshwright.search.tree import Tree
-from meshwright.search.types import AnalysisFor, Candidate, Evaluate, Evaluated
+from meshwright.search.types import AnalysisFor, Candidate, Cost, Costs, Evaluated
 
 __all__ = ["BUDGET_S", "Candidate", "Found", "Goal", "SearchProgress", "default_budget_s", "search"]
 
@@ -43,6 +44,7 @@ _PATIENCE = 24  # evaluations of the tree in a row that find nothing better
 _ALTERNATIVES = 20
 _RUNNERS_UP = 1  # meshes beside the best one's whose best plan is improved as well
 _GAP = 0.002  # of the bound: what is closer to it counts as the best
+_BY_OP = 0.01  # of the bound: what is closer to it is not looked at op by op
 _CLOSEST = 4  # plans costed to say what is closest, where none fits
 _CLOSE = 1.01  # where that is at most so much slower
 
@@ -71,7 +73,7 @@ def search(
     memory_bytes: int,
     global_batch: int,
     analysis_for: AnalysisFor,
-    evaluate: Evaluate,
+    evaluate: Cost,
     constraints: Constraints = NONE,
     *,
     cluster: Cluster | None = None,
@@ -142,49 +144,29 @@ def default_budget_s() -> float:
 
 
 def _run(costing: Costing, cluster: Cluster | None, seed: int, single: ByOp | None) -> Stopped:
-    if single is not None:
-        single.run(costing, costing.space.devices)
     meshes = moves.meshes(costing.space, cluster)
     tree = Tree(costing, cluster, meshes, seed, _PATIENCE)
+    names = Names(costing, cluster, meshes)
     try:
-        _costed_names(costing, cluster)
-        if _proved(costing):
-            return "proved"
-        ended = tree.run()
-        _improved(costing, cluster)
+        names.likely()
+        ended = "closed"
+        if not _proved(costing):
+            ended = tree.run()
+            _improved(costing, cluster)
+        best = costing.best
+        names.rest()
+        if costing.best is not best and not _proved(costing):
+            _improved(costing, cluster)
+        if single is not None and not _proved(costing, _BY_OP):
+            single.run(costing, costing.space.devices)
     except BudgetOver:
+        names.unknown()
         _smallest(costing, tree)
         return "budget"
     _smallest(costing, tree)
     if _proved(costing):
         return "proved"
     return "exhausted" if ended == "closed" else "settled"
-
-
-def _costed_names(costing: Costing, cluster: Cluster | None) -> None:
-    """The named strategies of one axis, then those of several; the quickest, as reckoned, first.
-
-    One is left out where a bound shows that it is no better than the best. Of those of
-    several axes also one that others of the same axes, which were costed, show to be behind:
-    how far a guess is off for one kind of axis says nothing of another.
-    """
-    space = costing.space
-    host = cluster.groups[0].devices if cluster is not None else 8
-    points = [
-        catalogue.point_of(parse_strategy(text), space.devices, space.strategy.microbatches or 1)
-        for text in catalogue.texts(space, host)
-        if catalogue.compatible(text, space.strategy, space.devices)
-    ]
-    plain = [point for point in points if len(point.mesh) <= 1]
-    for some in (plain, [point for point in points if len(point.mesh) > 1]):
-        while some:
-            point = min(some, key=costing.reckoning.score)
-            some.remove(point)
-            left_out = costing.hopeless(point) or (
-                len(point.mesh) > 1 and costing.reckoning.knows(point) and costing.behind(point)
-            )
-            if not left_out:
-                costing.cost(point)
 
 
 def _smallest(costing: Costing, tree: Tree) -> None:
@@ -232,14 +214,14 @@ def _improved(costing: Costing, cluster: Cluster | None) -> None:
         done.add(end.point.mesh)
 
 
-def _proved(costing: Costing) -> bool:
-    """Whether the best is as good as a bound on all plans allows."""
+def _proved(costing: Costing, gap: float = _GAP) -> bool:
+    """Whether the best is as good as a bound on all plans allows, but for `gap` of it."""
     bound = costing.estimator.lower_bound_s() if costing.estimator is not None else None
     best = costing.best
     return (
         bound is not None and best is not None and best.result.fits
         and costing.goal.kind != "memory"
-        and best.result.prediction.step_time_s <= bound * (1 + _GAP)
+        and best.result.prediction.step_time_s <= bound * (1 + gap)
     )  # fmt: skip
 
 
@@ -284,7 +266,7 @@ def _asked(
     memory_bytes: int,
     global_batch: int,
     analysis_for: AnalysisFor,
-    evaluate: Evaluate,
+    evaluate: Cost,
     constraints: Constraints,
     goal: Goal,
 ) -> Found:
@@ -302,7 +284,8 @@ def _asked(
         + (f",microbatches={count}" if count > 1 else ""),
         constraints=constraints,
     )  # fmt: skip
-    said = evaluate(made)
+    found = evaluate(made)
+    said = found.prediction if isinstance(found, Costs) else found
     fits = goal.fits(said.step_time_s, said.peak_memory_bytes, memory_bytes)
     result = Evaluated(made, said, fits)
     if not fits:
@@ -358,7 +341,8 @@ _ENDED: Mapping[Stopped, str] = {
 def _why(costing: Costing, best: Costed, stopped: Stopped, others: list[Evaluated]) -> str:
     name = best.result.candidate.name
     count = len(costing.costed)
-    ended = f"The search ended after {count} candidates: {_ENDED[stopped]}."
+    costed = f"{count} candidates" if count != 1 else "one candidate"
+    ended = f"The search ended after {costed}: {_ENDED[stopped]}."
     if costing.goal.kind == "memory":
         return f"{name} is predicted to need the least memory. {ended}"
     fitting = [item for item in others if item.fits]

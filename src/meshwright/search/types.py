@@ -31,8 +31,24 @@ class Evaluated:
     fits: bool
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What an evaluation says of a candidate.
+
+    kept_s: what of the step is there however the parameters are stored: all of it but the
+    optimizer and what gathers, reductions of gradients and slower compute beside them take.
+    0 where it is not known.
+    """
+
+    prediction: Prediction
+    kept_s: float = 0.0
+
+
 AnalysisFor = Callable[[int], Analysis]
 """The analysed Program of one microbatch when the global batch is cut into so many."""
 
 Evaluate = Callable[[Candidate], Prediction]
 """Lowers and simulates a candidate."""
+
+Cost = Callable[[Candidate], Prediction | Costs]
+"""The same, with what it says of others."""
