@@ -127,7 +127,7 @@ def assign(
                         break
     beside = {item.axis for item in decisions if item.beside}
     holds: dict[str, dict[str, FactorCut | None]] = {
-        **alone,
+        **{axis: _with_smaller(analysis, cuts) for axis, cuts in alone.items()},
         **{axis: _with_views(analysis, cuts) for axis, cuts in held.items() if axis in beside},
     }
     holds = {axis: cuts for axis, cuts in holds.items() if cuts}
@@ -216,6 +216,51 @@ def _with_views(analysis: Analysis, held: Mapping[str, FactorCut]) -> dict[str, 
         elif any(r in whole and analysis.program.values[r].is_view for r in op.results if r):
             found[op.name] = None
             whole.update(analysis.operands[op.name])
+    return found
+
+
+def _with_smaller(
+    analysis: Analysis, held: Mapping[str, FactorCut | None]
+) -> dict[str, FactorCut | None]:
+    """`held`, and views before those ops of something that is less to move than its views are.
+
+    That is brought once to where the ops need its views: a sum's gradient before it is handed
+    to each term, and a tensor of which several columns are used.
+    """
+    values = analysis.program.values
+    found = dict(held)
+    needs: dict[str, set[Split | None]] = {}
+    views: dict[tuple[str, Split | None], dict[str, tuple[FactorCut | None, int]]] = {}
+
+    def settle(value: str) -> None:
+        """All uses of a value are known: where it is less than its views, they follow."""
+        for need in [need for name, need in views if name == value]:
+            made = views.pop((value, need))
+            if values[value].numel <= 2 * sum(numel for _, numel in made.values()):
+                found.update({name: cut for name, (cut, _) in made.items()})
+                needs.setdefault(value, set()).add(need)
+
+    for op in reversed(analysis.program.ops):
+        rule, names = analysis.rules[op.name], analysis.operands[op.name]
+        for result in op.results:
+            if result is not None:
+                settle(result)
+        cut = held.get(op.name)
+        if cut is not None:
+            for name, dims in zip(names, rule.operands, strict=True):
+                needs.setdefault(name, set()).add(rule.to_split(dims, cut))
+            continue
+        made = op.results[0]
+        wanted = needs.get(made or "", set())
+        if made is None or len(names) != 1 or len(wanted) != 1 or not values[made].is_view:
+            continue
+        need, gives = next(iter(wanted)), rule.results[0]
+        via = rule.to_factor(gives, need) if need is not None and gives is not None else None
+        if need is None or (via is not None and rule.factors[via.factor].shardable):
+            before = rule.to_split(rule.operands[0], via) if via is not None else None
+            views.setdefault((names[0], before), {})[op.name] = via, values[made].numel
+    for item in analysis.program.inputs:
+        settle(item.value)
     return found
 
 

@@ -90,6 +90,17 @@ class Analysis:
         return {name: op for op in self.program.ops for name in op.results if name is not None}
 
     @cached_property
+    def gradient_of(self) -> Mapping[str, str]:
+        """By the name of a trainable parameter's value, that of its gradient."""
+        gradients = self.program.gradients
+        found = {}
+        for item in self.program.inputs_of("parameter"):
+            gradient = gradients.get(item.path)
+            if gradient is not None and gradient in self.made_by:
+                found[item.value] = gradient
+        return found
+
+    @cached_property
     def runs(self) -> Mapping[Phase, tuple[Repeat, ...]]:
         """Where each phase's ops repeat."""
         phases: tuple[Phase, ...] = ("forward", "backward")
@@ -161,6 +172,11 @@ class Analysis:
             if value in members:
                 continue
             members[value] = split
+            # The optimizer steps a parameter where its gradient is. It comes last: what ops say
+            # of the gradient goes before.
+            gradient = self.gradient_of.get(value)
+            if gradient is not None:
+                stack.insert(0, (gradient, split))
             for op, rule, dims in self.touching[value]:
                 cut = rule.to_factor(dims, split)
                 if cut is None or not rule.factors[cut.factor].shardable:

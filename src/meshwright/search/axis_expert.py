@@ -129,7 +129,7 @@ def _parameters(analysis: Analysis, stack: Decision) -> list[tuple[str, int]]:
         if split is None or len(analysis.program.values[item.value].shape) < 2:
             continue
         batched = []
-        for op in _uses(analysis, item):
+        for op in uses(analysis, item):
             cut = group.cuts.get(op.name)
             if op.target.startswith("aten._grouped_mm"):
                 return []
@@ -156,7 +156,7 @@ def _is_stack(analysis: Analysis, item: Input, group: Group) -> bool:
     And that routing leads to: an op that picks by value is cut along it, or ends it.
     """
     batched = False
-    for op in _uses(analysis, item):
+    for op in uses(analysis, item):
         cut = group.cuts.get(op.name)
         if cut is None or not op_flops(op, analysis.program.values):
             continue
@@ -169,7 +169,7 @@ def _is_stack(analysis: Analysis, item: Input, group: Group) -> bool:
     return any(target.split(".")[1].startswith(_ROUTING) for target in names)
 
 
-def _uses(analysis: Analysis, item: Input) -> Iterator[Op]:
+def uses(analysis: Analysis, item: Input) -> Iterator[Op]:
     """Forward ops that use a parameter, past its views and casts."""
     stack, seen = [item.value], {item.value}
     while stack:
@@ -205,7 +205,7 @@ def experts(analysis: Analysis) -> tuple[Expert, ...]:
     lists_of: dict[str, set[str]] = {}
     shared: set[str] = set()
     for item in analysis.program.inputs_of("parameter"):
-        for op in _uses(analysis, item):
+        for op in uses(analysis, item):
             touched = analysis.lists.touches.get(op.name)
             if not touched:
                 shared.add(item.path)

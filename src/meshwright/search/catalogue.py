@@ -5,7 +5,7 @@ A search begins with them, so that what it finds is never worse than the best of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from meshwright.errors import StrategyError
 from meshwright.layout.groups import Analysis
@@ -51,6 +51,7 @@ def point_of(strategy: Strategy, space: Space, microbatches: int = 1) -> Point:
         sequence=strategy.sequence,
         attention=strategy.attention,
         zero=strategy.zero or 0,
+        beside=space.usual_tables(dict(mesh.axes)) if strategy.tables else (),
     )
 
 
@@ -78,6 +79,9 @@ def _all(space: Space, host: int) -> Iterator[str]:
     if devices == 1:
         return
     yield from (f"zero={stage}" for stage in (1, 2, 3))
+    if _of_tables(space, {"data": devices}):
+        yield "data,tables"
+        yield "zero=1,tables"
     if not space.problem("tensor", devices):
         yield "tensor"
         if space.sequences(devices):
@@ -107,3 +111,12 @@ def _all(space: Space, host: int) -> Iterator[str]:
         if size % host == 0:
             for zero in zeros[1:]:
                 yield f"replica={rest},data={size}{zero}"
+            if _of_tables(space, {"replica": rest, "data": size}):
+                yield f"replica={rest},data={size},tables"
+
+
+def _of_tables(space: Space, sizes: Mapping[str, int]) -> bool:
+    """Whether most of the model is tables that are worth a cut over these axes."""
+    cut = {key[0] for _, key in space.usual_tables(sizes)}
+    total = sum(item.all_bytes for item in space.parameters)
+    return 2 * sum(space.table_classes[path].all_bytes for path in cut) > total

@@ -276,11 +276,14 @@ def candidate_of(
     strategy = constraints.narrow(parse_strategy(text), devices)
     mesh = constraints.ordered(mesh_for(strategy, devices))
     pipeline, zero = pipeline_of(strategy, mesh), strategy.zero or 0
-    name = name_of(mesh, zero, strategy.sequence, strategy.attention, pipeline, strategy.recompute)
+    name = name_of(
+        mesh, zero, strategy.sequence, strategy.attention, pipeline, strategy.recompute,
+        strategy.tables,
+    )  # fmt: skip
     return candidate(
         analysis, mesh, zero=zero, microbatches=microbatches, sequence=strategy.sequence,
         attention=strategy.attention, pipeline=pipeline, recompute=strategy.recompute,
-        constraints=constraints,
+        constraints=constraints, tables=strategy.tables,
         name=name + (f",microbatches={microbatches}" if microbatches > 1 else ""),
     )  # fmt: skip
 
@@ -288,8 +291,9 @@ def candidate_of(
 def _bare(made: Candidate, strategy: Strategy) -> str:
     """The strategy of a candidate, without its microbatches."""
     return name_of(
-        made.mesh, made.zero, strategy.sequence, strategy.attention, made.pipeline, made.recompute
-    )
+        made.mesh, made.zero, strategy.sequence, strategy.attention, made.pipeline, made.recompute,
+        strategy.tables,
+    )  # fmt: skip
 
 
 def _said(found: Evaluated) -> str:

@@ -372,7 +372,7 @@ def _forbid(text: str, rest: str) -> Forbid:
                 example = {"schedule": "stage,", "virtual": "stage,", "attention": "context,"}
                 parse_strategy(f"{example.get(name, '')}{name}={value}" if name != "virtual"
                                else f"stage,schedule=interleaved,virtual={value}")  # fmt: skip
-        elif name != "sequence" or value:
+        elif name not in ("sequence", "tables") or value:
             parse_strategy(f"{name}={value}" if value else part.strip())
         parts.append((name, value))
     return Forbid(text, tuple(parts))
@@ -418,6 +418,7 @@ def _asked(name: str, value: str, strategy: Strategy) -> bool:
     known = {
         "zero": "" if not strategy.zero else str(strategy.zero),
         "sequence": "on" if strategy.sequence else "",
+        "tables": "on" if strategy.tables else "",
         "attention": strategy.attention or "",
         "recompute": "" if strategy.recompute == "none" else strategy.recompute,
         "schedule": strategy.schedule or "",

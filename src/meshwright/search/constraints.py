@@ -298,6 +298,7 @@ def refuse(
     held += [("zero", _ZERO[how]) for how in sorted(kept) if how in _ZERO]
     held += [("attention", item.attention) for item in decisions if item.attention]
     held += [("sequence", "") for item in decisions if item.beside]
+    held += [("tables", "") for item in decisions if item.alone and item.axis != "expert"]
     text = constraints.forbids_run(held=held)
     if text is not None:
         parts = ",".join(dict.fromkeys("=".join(part) if part[1] else part[0] for part in held))

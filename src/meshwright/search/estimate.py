@@ -30,6 +30,7 @@ from meshwright.layout.assignment import resolve
 from meshwright.layout.groups import Analysis, Group
 from meshwright.plan.types import BUCKET_BYTES, Decision
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
+from meshwright.search import tables as lookups
 from meshwright.search.bound import (
     Decided,
     MemoryBound,
@@ -316,6 +317,7 @@ class Estimator:
         before = share.copy()
         if point.sequence and sizes.get("tensor", 1) > 1:
             batch = prod(sizes.get(axis, 1) for axis in _SUMMED)
+        tables_s = self._tables(point, share, sizes) if point.beside else 0.0
             share[self._mask("sequence") & (share >= 0.99 / batch)] /= sizes["tensor"]
         active = prod(size for axis, size in sizes.items() if axis != IDLE)
         compute_s = max(
@@ -336,7 +338,7 @@ class Estimator:
             # How stages divide the model is not known here, nor what constraints change.
             floor_reduce_s = 0.0
         return Estimate(
-            compute_s + tensor_s * count + reduce_s + others_s + optimizer_s,
+            compute_s + (tensor_s + tables_s) * count + reduce_s + others_s + optimizer_s,
             self._bytes(
                 held,
                 scale
@@ -422,6 +424,31 @@ class Estimator:
     def _class(self, parts: int, key: ClassKey) -> _Class | None:
         if (parts, key) in self._class_facts:
             return self._class_facts[parts, key]
+    def _tables(self, point: Point, share: NDArray[np.float64], sizes: Mapping[str, int]) -> float:
+        """Seconds in which one microbatch's lookups are exchanged; sets their ops' `share`."""
+        known = lookups.tables(self.space.first)
+        scale = self.microbatches / point.microbatches
+        batch = prod(sizes.get(axis, 1) for axis in _SUMMED)
+        seconds = 0.0
+        narrower: dict[str, int] = {}
+        for axis, key in sorted(point.beside, key=lambda item: lookups.AXES.index(item[0])):
+            if axis not in sizes:
+                continue
+            path, dim = key[:2]
+            parts, stride = sizes[axis], _stride(point, axis)
+            for item in self.space.table_classes[path].items:
+                table = known[item.path]
+                taken = table.taken * scale * parts / batch / narrower.get(item.path, 1)
+                if dim in table.columns:
+                    narrower[item.path] = narrower.get(item.path, 1) * parts
+                    seconds += 2 * self._collective("all_to_all", parts, stride, taken / parts)
+                    continue
+                for kind in ("reduce_scatter", "all_gather"):
+                    seconds += self._collective(kind, parts, stride, taken)
+                for name in table.forward:  # every device looks up for all examples
+                    share[self.number[name]] *= parts
+        return seconds
+
         item = self.space.classes(parts).get(key)
         found = None
         if item is not None:
@@ -476,7 +503,11 @@ class Estimator:
             for item in self.space.parameters:
                 if not item.trainable or (axis == "expert" and self._expert(item.items[0].value)):
                     continue
-                nbytes = item.nbytes / max(cuts.get(item.items[0].path, 1), 1)
+                path = item.items[0].path
+                if any(over == axis and key[0] == path for over, key in point.beside):
+                    continue  # each device makes the gradient of its part
+                nbytes = item.nbytes / max(cuts.get(path, 1), 1)
+                nbytes /= prod(sizes.get(over, 1) for over, key in point.beside if key[0] == path)
                 number = sum(self.weight_of.get(one.path, 1) for one in item.items)
                 stage = point.residency(item.number)
                 held = [other for other in axes if other in point.stored]
@@ -561,7 +592,9 @@ class Estimator:
         stepped = 0
         gradients_of = self.space.first.program.gradients
         held = prod(size for axis, size in sizes.items() if axis in point.stored)
-        beside = {key[0]: sizes[axis] for axis, key in point.beside if axis in sizes}
+        beside: dict[str, int] = {}
+        for axis, key in point.beside:
+            beside[key[0]] = beside.get(key[0], 1) * sizes.get(axis, 1)
         for item in self.space.parameters:
             number = sum(self.weight_of.get(one.path, 1) for one in item.items)
             computed = item.nbytes * number / max(cuts.get(item.items[0].path, 1), 1)

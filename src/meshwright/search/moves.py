@@ -16,6 +16,7 @@ from math import prod
 
 from meshwright.cluster.reach import reach
 from meshwright.cluster.types import Cluster
+from meshwright.search import tables as lookups
 from meshwright.search.named import IDLE
 from meshwright.search.space import STORABLE, ClassKey, Point, Space
 from meshwright.search.strategy import AXES
@@ -238,14 +239,30 @@ def small_whole(space: Space, point: Point) -> Point:
 
 
 def tables(space: Space, point: Point) -> Iterator[tuple[str, ClassKey]]:
-    """Classes of parameters without matrix work, such as tables, by an axis that has the batch."""
+    """Ways to cut classes of tables, by an axis that has the batch; columns before rows."""
     total = sum(item.all_bytes for item in space.parameters)
+    known = lookups.tables(space.first)
     for axis, size in point.mesh:
-        if axis not in ("data", "expert") or size == 1:
+        if axis not in lookups.AXES or size == 1:
             continue
-        for key, item in space.classes(size, point.microbatches).items():
-            if not item.flops and item.parameter_bytes * 100 >= total:
-                yield axis, key
+        for path, item in space.table_classes.items():
+            if item.all_bytes * 100 >= total:
+                for dim in lookups.cuts(known[path], size):
+                    yield axis, space.table_key(path, dim)
+
+
+def table_options(space: Space, point: Point) -> Iterator[Point]:
+    """One class of tables cut or whole or cut otherwise; those that are worth it, all at once."""
+    together = space.usual_tables(point.sizes)
+    if together and point.beside != together:
+        yield replace(point, beside=together)
+    if len(point.beside) > 1:
+        yield replace(point, beside=())
+    for axis, key in tables(space, point):
+        rest = tuple(item for item in point.beside if (item[0], item[1][0]) != (axis, key[0]))
+        if (axis, key) not in point.beside:
+            rest = tuple(sorted((*rest, (axis, key))))
+        yield replace(point, beside=rest)
 
 
 # One change at a time
@@ -262,12 +279,8 @@ def changed(space: Space, point: Point, cluster: Cluster | None) -> Iterator[tup
             yield "attention", option
     for option in group_options(space, point):
         yield "groups", option
-    for entry in tables(space, point):
-        if entry in point.beside:
-            kept = tuple(item for item in point.beside if item != entry)
-            yield "tables", replace(point, beside=kept)
-        else:
-            yield "tables", replace(point, beside=tuple(sorted((*point.beside, entry))))
+    for option in table_options(space, point):
+        yield "tables", option
     for count in counts(space, point.mesh):
         if count in (point.microbatches * 2, point.microbatches // 2):
             yield "microbatches", replace(point, microbatches=count)

@@ -19,14 +19,13 @@ from meshwright.plan.types import (
     Residency,
 )
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
+from meshwright.search import tables as lookups
 from meshwright.search.axis_sequence import decisions as sequence_decisions
 from meshwright.search.constraints import NONE, Constraints, apply
 from meshwright.search.tensor import tensor_groups
 from meshwright.search.types import Candidate
 
 IDLE = "idle"  # the mesh axis of devices that all compute the same
-
-_WHY_CUT = {"tensor": "cut along one matrix product and summed after the next"}
 
 RESIDENCY: dict[int, Residency] = {0: "always", 1: "step", 2: "microbatch", 3: "use"}
 
@@ -42,15 +41,17 @@ def candidate(
     pipeline: Pipeline | None = None,
     recompute: Recompute = "none",
     name: str | None = None,
-    groups: Mapping[str, Sequence[Group]] = MappingProxyType({}),
+    groups: Sequence[Group] | None = None,
+    tables: bool | Sequence[Decision] = False,
     kept: Mapping[str, tuple[Residency, tuple[str, ...]]] = MappingProxyType({}),
     constraints: Constraints = NONE,
 ) -> Candidate:
     """The candidate of a composition of axes and ZeRO.
 
-    groups: of parameters, to be cut over an axis; over `tensor` in place of the usual ones,
-    over others beside what those cut. kept: residency and storage axes by a parameter's
-    path, where they are not those of `zero`. Over the axis `idle` nothing is cut.
+    groups: of parameters, to be cut over `tensor` in place of the usual ones. tables: those
+    that are worth it are cut over axes of the batch, or which. kept: residency and storage
+    axes by a parameter's path, where they are not those of `zero`. Over the axis `idle`
+    nothing is cut.
     constraints: what all of that is changed for, last.
 
     Raises StrategyError when a constraint does not go with it, the batch can't be divided, or an
@@ -63,15 +64,15 @@ def candidate(
         "spatial": lambda parts: axis_spatial.decisions(analysis, parts),
         "edge": lambda parts: axis_edge.decisions(analysis, parts),
         "expert": lambda parts: axis_expert.decisions(analysis, parts),
-        "tensor": lambda parts: _tensor(analysis, parts, sequence, groups.get("tensor")),
+        "tensor": lambda parts: _tensor(analysis, parts, sequence, groups),
     }
     sizes = dict(mesh.axes)
     decisions: list[Decision] = []
     for axis, parts in mesh.axes:
         if parts > 1 and axis not in (STAGE, IDLE):
             decisions += decide[axis](parts)
-            if axis != "tensor":
-                decisions += [_decision(analysis, group, axis) for group in groups.get(axis, ())]
+    if tables is not False:
+        decisions += _tables(analysis, mesh, microbatches) if tables is True else tables
     parameters = {}
     axes = ("data",) if zero and sizes.get("data", 1) > 1 else ()
     for item in analysis.program.inputs_of("parameter"):
@@ -87,7 +88,7 @@ def candidate(
     obeying, parameters = apply(constraints, analysis, mesh, decisions, parameters)
     stored = assign(analysis, mesh, obeying, parameters).parameters
     return Candidate(
-        name or name_of(mesh, zero, sequence, attention),
+        name or name_of(mesh, zero, sequence, attention, tables=tables is True),
         mesh, zero, microbatches, obeying,
         {path: as_stored(plan, stored[path]) for path, plan in parameters.items()},
         pipeline, recompute,
@@ -118,10 +119,13 @@ def name_of(
     attention: str | None = None,
     pipeline: Pipeline | None = None,
     recompute: Recompute = "none",
+    tables: bool = False,
 ) -> str:
     parts = [f"{name}={size}" for name, size in mesh.axes if size > 1] or ["data=1"]
     if sequence:
         parts.append("sequence")
+    if tables:
+        parts.append("tables")
     if attention:
         parts.append(f"attention={attention}")
     if zero:
@@ -186,7 +190,24 @@ def _tensor(
     return [*decisions, *sequence_decisions(analysis, parts)] if sequence else decisions
 
 
-def _decision(analysis: Analysis, group: Group, axis: str = "tensor") -> Decision:
+def _tables(analysis: Analysis, mesh: Mesh, microbatches: int) -> list[Decision]:
+    sizes = dict(mesh.axes)
+    found = [
+        lookups.decision(analysis, path, axis, dim, sizes[axis])
+        for path, cuts in lookups.usual(analysis, sizes, microbatches).items()
+        for axis, dim in cuts.items()
+    ]
+    if not found:
+        raise StrategyError(
+            "No table of this model is worth cutting over "
+            f"{sizes.get('data', 1)} devices of the data axis: none that is only looked up in "
+            "is larger than what is looked up in it.",
+            "Leave 'tables' out of the strategy.",
+        )
+    return found
+
+
+def _decision(analysis: Analysis, group: Group) -> Decision:
     """A group by the first parameter that it cuts, which a reader knows by name."""
     program = analysis.program
     for item in program.inputs_of("parameter"):
@@ -202,8 +223,8 @@ def _decision(analysis: Analysis, group: Group, axis: str = "tensor") -> Decisio
         ]
         shared = f", with {', '.join(others[:3])}" if others else ""
         return Decision(
-            axis=axis, value=item.path, dim=split.dim, outer=split.outer,
+            axis="tensor", value=item.path, dim=split.dim, outer=split.outer,
             extent=None if whole else split.extent,
-            why=f"{_WHY_CUT.get(axis, 'cut beside the batch, which is exchanged for it')}{shared}",
+            why=f"cut along one matrix product and summed after the next{shared}",
         )  # fmt: skip
     raise AssertionError("a tensor group cuts a parameter")

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import StrategyError
@@ -19,6 +20,7 @@ from meshwright.layout.groups import Analysis, Group
 from meshwright.plan.types import STAGE, Residency
 from meshwright.program.types import Input
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
+from meshwright.search import tables as lookups
 from meshwright.search.constraints import NONE, Constraints
 from meshwright.search.named import IDLE, RESIDENCY, candidate, name_of
 from meshwright.search.sequence_groups import token_groups
@@ -45,8 +47,9 @@ class Point:
     """One decision of everything.
 
     mesh: axes of more than one device, outermost first. tensor: classes cut over `tensor`,
-    None for those that tensor parallelism cuts. beside: classes of parameters cut over an
-    axis that has the batch. zero: residency, as a ZeRO stage; kept: that of the classes of
+    None for those that tensor parallelism cuts. beside: classes of tables (the path of the
+    first) cut along a dim over an axis that has the batch.
+    zero: residency, as a ZeRO stage; kept: that of the classes of
     parameters, by number, where it is another. stored: axes that storage is cut over.
     """
 
@@ -176,21 +179,44 @@ class Space:
             return ()
         return self.usual(parts) if point.tensor is None else point.tensor
 
+    # Tables
+
+    @cached_property
+    def table_classes(self) -> Mapping[str, ParameterClass]:
+        """Classes of parameters that are only looked up in, by the path of the first."""
+        known = lookups.tables(self.first)
+        return {item.items[0].path: item for item in self.parameters if item.items[0].path in known}
+
+    def table_key(self, path: str, dim: int) -> ClassKey:
+        return path, dim, 1, lookups.tables(self.first)[path].shape[dim]
+
+    def usual_tables(self, sizes: Mapping[str, int]) -> tuple[tuple[str, ClassKey], ...]:
+        """Classes that are worth a cut over axes that have the batch, as `tables` cuts them."""
+        chosen = lookups.usual(self.first, sizes, self.strategy.microbatches or 1)
+        return tuple(
+            sorted(
+                (axis, self.table_key(path, dim))
+                for path, cuts in chosen.items()
+                if path in self.table_classes
+                for axis, dim in cuts.items()
+            )
+        )
+
     # Candidates
 
     def candidate(self, point: Point, name: str | None = None) -> Candidate:
         """Raises StrategyError where the point can't be laid out."""
         analysis = self.analysis_for(point.microbatches)
         sizes = point.sizes
-        groups: dict[str, Sequence[Group]] = {}
+        groups: Sequence[Group] | None = None
         if point.tensor is not None and sizes.get("tensor", 1) > 1:
             known = self.classes(sizes["tensor"], point.microbatches)
-            groups["tensor"] = _in_order(analysis, [known[key] for key in point.tensor])
-        for axis in dict.fromkeys(axis for axis, _ in point.beside):
-            known = self.classes(sizes[axis], point.microbatches)
-            groups[axis] = _in_order(
-                analysis, [known[key] for over, key in point.beside if over == axis]
-            )
+            groups = _in_order(analysis, [known[key] for key in point.tensor])
+        tables = [
+            lookups.decision(analysis, item.path, axis, key[1], sizes[axis])
+            for axis, key in point.beside
+            for item in self.table_classes[key[0]].items
+        ]
         mesh = self.mesh(point)
         strategy = self.strategy
         return candidate(
@@ -204,6 +230,7 @@ class Space:
             recompute=strategy.recompute,
             name=name or self.name(point),
             groups=groups,
+            tables=tables or False,
             kept=self._kept(analysis, point),
             constraints=self.constraints,
         )
@@ -265,6 +292,7 @@ class Space:
         base = name_of(
             mesh, point.zero if _stores(point) else 0, point.sequence, point.attention,
             pipeline_of(self.strategy, mesh), self.strategy.recompute,
+            self._tables_by_name(point),
         )  # fmt: skip
         if point.microbatches > 1:
             base += f",microbatches={point.microbatches}"
@@ -273,6 +301,9 @@ class Space:
             return base
         more = len(changes) - _SHOWN
         return f"{base}; {', '.join(changes[:_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+
+    def _tables_by_name(self, point: Point) -> bool:
+        return bool(point.beside) and point.beside == self.usual_tables(point.sizes)
 
     def changes(self, point: Point) -> list[str]:
         """What a point does beside the named strategy that it starts from."""
@@ -289,7 +320,10 @@ class Space:
             usual_cut = self.usual(parts)
             found += [f"{_pattern(k[0])} whole" for k in usual_cut if k not in point.tensor]
             found += [f"{_pattern(k[0])} cut" for k in point.tensor if k not in usual_cut]
-        found += [f"{_pattern(key[0])} cut over {axis}" for axis, key in point.beside]
+        if not self._tables_by_name(point):
+            found += [
+                f"dim {key[1]} of {_pattern(key[0])} cut over {axis}" for axis, key in point.beside
+            ]
         if axes:
             for stage in (0, 1, 2, 3):
                 alike = [self.parameters[n].pattern for n, kept in point.kept if kept == stage]

@@ -20,8 +20,8 @@ ATTENTION = ("gather", "ring")
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 NAMES = (
-    *AXES, "sequence", "attention", "zero", "microbatches", "virtual", "schedule", "recompute",
-    "auto",
+    *AXES, "sequence", "tables", "attention", "zero", "microbatches", "virtual", "schedule",
+    "recompute", "auto",
 )  # fmt: skip
 _LATER = ("offload",)
 
@@ -34,6 +34,7 @@ class Strategy:
 
     axes: sizes of the mesh's axes; 0 takes what the other axes leave.
     sequence: between tensor-parallel parts, activations lie cut along the sequence.
+    tables: large tables that are looked up in are cut over the data axis (and replica).
     attention: how attention over a context axis gets its keys and values.
     virtual, schedule: of a stage axis: pieces of the model a stage, and their order.
     recompute: what the backward computes again.
@@ -49,6 +50,7 @@ class Strategy:
     virtual: int = 1
     schedule: Schedule | None = None
     recompute: Recompute = "none"
+    tables: bool = False
 
 
 def parse_strategy(text: str) -> Strategy:
@@ -56,7 +58,7 @@ def parse_strategy(text: str) -> Strategy:
     axes: dict[str, int] = {}
     zero: int | None = None
     microbatches: int | None = None
-    auto = sequence = False
+    auto = sequence = tables = False
     attention: str | None = None
     virtual = 1
     schedule: Schedule | None = None
@@ -71,6 +73,8 @@ def parse_strategy(text: str) -> Strategy:
             auto = True
         elif name == "sequence" and "=" not in part:
             sequence = True
+        elif name == "tables" and "=" not in part:
+            tables = True
         elif name == "attention" and value in ATTENTION:
             attention = value
         elif name == "attention":
@@ -112,6 +116,11 @@ def parse_strategy(text: str) -> Strategy:
                 f"The strategy '{text}' has '{given}' without a {needs} axis, where it would act.",
                 f"Add one, as in {needs}=4,{example}.",
             )
+    if tables and auto:
+        raise StrategyError(
+            f"The strategy '{text}' asks for tables beside auto, which decides on them itself.",
+            "Leave out tables, or name the strategy in full, as in data=16,tables.",
+        )
     if virtual > 1 and schedule not in (None, "interleaved"):
         raise StrategyError(
             f"The strategy '{text}' gives each stage {virtual} pieces of the model, which the "
@@ -124,8 +133,9 @@ def parse_strategy(text: str) -> Strategy:
             "Say how many, as in stage=4,virtual=2,schedule=interleaved.",
         )
     return Strategy(
-        text, axes, zero, microbatches, auto, sequence, attention, virtual, schedule, recompute
-    )
+        text, axes, zero, microbatches, auto, sequence, attention, virtual, schedule, recompute,
+        tables,
+    )  # fmt: skip
 
 
 _NEEDS = (
@@ -182,7 +192,7 @@ def mesh_for(strategy: Strategy, devices: int) -> Mesh:
     Raises StrategyError when the sizes do not multiply to the number of devices.
     """
     axes = dict(strategy.axes)
-    if strategy.zero and "data" not in axes:
+    if (strategy.zero or strategy.tables) and "data" not in axes:
         axes["data"] = 0
     if not axes:
         axes["data"] = 0
@@ -197,10 +207,11 @@ def mesh_for(strategy: Strategy, devices: int) -> Mesh:
         axes[name] = rest if position == 0 else 1
     if not open_axes and fixed != devices:
         raise StrategyError(_misfit(strategy, fixed, devices), _fitting(devices))
-    if strategy.zero and axes["data"] == 1 and devices > 1:
+    if (strategy.zero or strategy.tables) and axes["data"] == 1 and devices > 1:
+        part = "zero" if strategy.zero else "tables"
         raise StrategyError(
             f"The strategy '{strategy.text}' shards over the data axis, which has one device here.",
-            "Leave some devices to data, as in data=2,tensor=2,zero=1, or leave out zero.",
+            f"Leave some devices to data, as in data=2,tensor=2,zero=1, or leave out {part}.",
         )
     return Mesh(tuple((name, axes[name]) for name in AXES if name in axes))
 
