@@ -314,10 +314,10 @@ class Estimator:
         tensor_cuts: dict[str, int] = {}
         if "tensor" in sizes:
             tensor_s, tensor_cuts = self._tensor(point, share, sizes)
+        tables_s = self._tables(point, share, sizes) if point.beside else 0.0
         before = share.copy()
         if point.sequence and sizes.get("tensor", 1) > 1:
             batch = prod(sizes.get(axis, 1) for axis in _SUMMED)
-        tables_s = self._tables(point, share, sizes) if point.beside else 0.0
             share[self._mask("sequence") & (share >= 0.99 / batch)] /= sizes["tensor"]
         active = prod(size for axis, size in sizes.items() if axis != IDLE)
         compute_s = max(
@@ -421,9 +421,6 @@ class Estimator:
                 seconds += facts.count * self._collective("all_reduce", parts, stride, mean)
         return seconds, cuts
 
-    def _class(self, parts: int, key: ClassKey) -> _Class | None:
-        if (parts, key) in self._class_facts:
-            return self._class_facts[parts, key]
     def _tables(self, point: Point, share: NDArray[np.float64], sizes: Mapping[str, int]) -> float:
         """Seconds in which one microbatch's lookups are exchanged; sets their ops' `share`."""
         known = lookups.tables(self.space.first)
@@ -449,6 +446,9 @@ class Estimator:
                     share[self.number[name]] *= parts
         return seconds
 
+    def _class(self, parts: int, key: ClassKey) -> _Class | None:
+        if (parts, key) in self._class_facts:
+            return self._class_facts[parts, key]
         item = self.space.classes(parts).get(key)
         found = None
         if item is not None:

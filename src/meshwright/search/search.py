@@ -169,35 +169,6 @@ def _run(costing: Costing, cluster: Cluster | None, seed: int, single: ByOp | No
     return "exhausted" if ended == "closed" else "settled"
 
 
-<<<<<<< src/meshwright/search/search.py
-def _costed_names(costing: Costing, cluster: Cluster | None) -> None:
-    """The named strategies of one axis, then those of several; the quickest, as reckoned, first.
-
-    One is left out where a bound shows that it is no better than the best. Of those of
-    several axes also one that others of the same axes, which were costed, show to be behind:
-    how far a guess is off for one kind of axis says nothing of another.
-    """
-    space = costing.space
-    host = cluster.groups[0].devices if cluster is not None else 8
-    points = [
-        catalogue.point_of(parse_strategy(text), space, space.strategy.microbatches or 1)
-        for text in catalogue.texts(space, host)
-        if catalogue.compatible(text, space.strategy, space.devices)
-    ]
-    plain = [point for point in points if len(point.mesh) <= 1]
-    for some in (plain, [point for point in points if len(point.mesh) > 1]):
-        while some:
-            point = min(some, key=costing.reckoning.score)
-            some.remove(point)
-            left_out = costing.hopeless(point) or (
-                len(point.mesh) > 1 and costing.reckoning.knows(point) and costing.behind(point)
-            )
-            if not left_out:
-                costing.cost(point)
-
-
-=======
->>>>>>> /tmp/quality/mine
 def _smallest(costing: Costing, tree: Tree) -> None:
     """Where nothing fits so far: the points of least memory, which at least say what is closest.
 
