@@ -29,8 +29,9 @@ from meshwright.lower.probing import Probing, probing
 from meshwright.lower.shared import Lowerings
 from meshwright.outline import Outline
 from meshwright.program.between import Apart, between, difference
-from meshwright.program.rolled import Irregular, Rolled, Unrolled
+from meshwright.program.rolled import Irregular, Rolled
 from meshwright.program.types import Program
+from meshwright.program.unroll import Unrolled
 from meshwright.runtime.microbatch import batch_size, microbatch_of
 from meshwright.task import Task
 

@@ -14,8 +14,9 @@ from meshwright.cost.flops import op_flops
 from meshwright.layout.groups import Analysis
 from meshwright.lower.probing import Probing
 from meshwright.plan.types import Decision, ParameterPlan
-from meshwright.program.rolled import OfUnit, Unrolled
+from meshwright.program.rolled import OfUnit
 from meshwright.program.types import Op
+from meshwright.program.unroll import Unrolled
 from meshwright.search.types import Candidate
 
 

@@ -22,8 +22,9 @@ from meshwright.capture.state import Without
 from meshwright.capture.trace import Captured, capture
 from meshwright.errors import CaptureError
 from meshwright.program.blocks import correspondence, signature
-from meshwright.program.rolled import CAPTURED, Irregular, Rolled, Run, Unrolled, roll
+from meshwright.program.rolled import CAPTURED, Irregular, Rolled, Run, roll
 from meshwright.program.types import Op, Program
+from meshwright.program.unroll import Unrolled, unroll
 from meshwright.task import Task
 
 _LEAST = 5  # units in the middle that are worth it
@@ -54,14 +55,14 @@ def whole_of(rolled: Rolled, forward: Captured) -> Unrolled:
     Raises Irregular, with the reason, where it does not follow from the few blocks.
     """
     state = [item for item in forward.program.inputs if item.kind in ("parameter", "buffer")]
-    whole = rolled.unroll([len(run.units) for run in rolled.runs], state)
+    whole = unroll(rolled, [len(run.units) for run in rolled.runs], state)
     check(whole.program, forward)
     return replace(whole, program=without_graph(whole.program))
 
 
 def few_of(rolled: Rolled) -> Unrolled:
     """The Program in which one unit stands for each run."""
-    few = rolled.unroll([1] * len(rolled.runs))
+    few = unroll(rolled, [1] * len(rolled.runs))
     return replace(few, program=without_graph(few.program))
 
 
