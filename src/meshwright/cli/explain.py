@@ -134,8 +134,8 @@ def _choices(choices: Sequence[Choice]) -> Table:
 
 def _value(plan: Plan, name: str, out: Output) -> dict[str, Any]:
     from meshwright.cli.show import facts, heading, indented
-    from meshwright.plan.explain import choices_about, cut_text, lies, spent_in
-    from meshwright.plan.text import RESIDENCY_TEXT
+    from meshwright.plan.explain import choices_about, lies, spent_in
+    from meshwright.plan.text import RESIDENCY_TEXT, cut_text
 
     found, about, costs = lies(plan, name), choices_about(plan, name), spent_in(plan, name)
     rows = []
@@ -143,7 +143,7 @@ def _value(plan: Plan, name: str, out: Output) -> dict[str, Any]:
         rows.append(("whole", f"over {axis}") if cut == "stays whole"
                     else ("cut", f"{cut} over {axis}"))  # fmt: skip
     for item in plan.decisions:
-        if item.value == name and item.why:
+        if item.subject == name and item.why:
             rows.append(("why", item.why))
     for item in found.goes_with:
         cut = cut_text(item.dim, item.outer, item.extent, item.owner)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meshwright.plan.explain import choice_text, cut_text
-from meshwright.plan.text import nbytes
-from meshwright.plan.types import Choice, Plan
+from meshwright.plan.explain import choice_text
+from meshwright.plan.text import nbytes, view
+from meshwright.plan.types import Choice, Decision, Plan
 
 # What says how long planning took or who made it, not what the plan is.
 _PASSING = frozenset({
@@ -66,8 +66,10 @@ def _fields(plan: Plan) -> dict[str, Any]:
     content = plan.model_dump(mode="json", exclude=set(_PASSING))
     # By what they are about, so that one more decision does not shift all others.
     decisions = {
-        f"decisions.{item['axis']}.{item['value']}": {
-            key: value for key, value in item.items() if key not in ("axis", "value")
+        f"decisions.{item['axis']}.{item['op'] or item['value']}" + (".op" if item["op"] else ""): {
+            key: value
+            for key, value in item.items()
+            if key != "axis" and (key != "value" or item["op"])
         }
         for item in content.pop("decisions")
     }
@@ -123,12 +125,10 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, dict):
-        if value.get("fixed") == "whole":
-            return "stays whole"
         if "second" in value:
             return _choice(value)
         if "dim" in value:
-            return cut_text(value["dim"], value["outer"], value["extent"], value.get("owner"))
+            return view(Decision(**{"axis": "", "value": "", **value}))
         return f"{value['count']} of {nbytes(value['bytes'])}"
     if isinstance(value, float):
         return f"{value:.6g}"

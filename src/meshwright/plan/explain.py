@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshwright.errors import UsageError
-from meshwright.plan.text import RESIDENCY_TEXT, nbytes, seconds
+from meshwright.plan.text import RESIDENCY_TEXT, nbytes, seconds, stem, view
 from meshwright.plan.types import Choice, Decision, ParameterPlan, Plan
 
 
@@ -52,7 +52,7 @@ class Lies:
 def decisions(plan: Plan) -> tuple[Decided, ...]:
     merged: dict[tuple[str, str, str], list[Decision]] = {}
     for item in plan.decisions:
-        merged.setdefault((item.axis, stem(item.value), _cut(item)), []).append(item)
+        merged.setdefault((item.axis, stem(item.subject), view(item)), []).append(item)
     return tuple(
         Decided(
             axis, value, cut, stem(items[0].why) if len(items) > 1 else items[0].why, len(items)
@@ -74,15 +74,15 @@ def residencies(plan: Plan) -> tuple[Kept, ...]:
 
 def lies(plan: Plan, name: str) -> Lies:
     """Raises UsageError, with the closest names, for one that the plan does not know."""
-    direct = [item for item in plan.decisions if item.value == name]
+    direct = [item for item in plan.decisions if item.subject == name]
     asked = {item.axis for item in direct if item.fixed == "whole"}
     with_it = [
         item for item in plan.decisions
-        if item.value != name and name in _words(item.why)
+        if item.subject != name and name in _words(item.why)
     ]  # fmt: skip
     kept = plan.parameters.get(name)
     if kept is None and not direct and not with_it:
-        known = list(dict.fromkeys((*plan.parameters, *(d.value for d in plan.decisions))))
+        known = list(dict.fromkeys((*plan.parameters, *(d.subject for d in plan.decisions))))
         close = difflib.get_close_matches(name, known, 3, 0.4)
         close = close or [other for other in known if name in other][:3]
         hint = (
@@ -94,7 +94,7 @@ def lies(plan: Plan, name: str) -> Lies:
     )
     return Lies(
         name,
-        tuple((item.axis, item.dim, _cut(item)) for item in direct),
+        tuple((item.axis, item.dim, view(item)) for item in direct),
         tuple(with_it),
         kept,
         tuple(axis for axis, size in plan.mesh.items() if axis not in cut and size > 1),
@@ -186,26 +186,6 @@ def standing(plan: Plan) -> list[tuple[str, str]]:
     if plan.constraints:
         rows.append(("asked for", "; ".join(plan.constraints)))
     return rows
-
-
-def cut_text(dim: int, outer: int = 1, extent: int | None = None, owner: int | None = None) -> str:
-    """`dim 0`, or `dim 0 as [3, 8, …]` where the cut is inside a dim; or who has all of it."""
-    if owner is not None:
-        return f"dim {dim}, all of it on device {owner}"
-    if outer == 1 and extent is None:
-        return f"dim {dim}"
-    return f"dim {dim} as [{outer}, {extent or 'all'}, …]"
-
-
-def _cut(item: Decision) -> str:
-    if item.fixed == "whole":
-        return "stays whole"
-    return cut_text(item.dim, item.outer, item.extent, item.owner)
-
-
-def stem(name: str) -> str:
-    """A dotted name with `*` for its numbers."""
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def _words(text: str) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from meshwright.plan.types import Collective, ParameterPlan, Plan
+from meshwright.plan.types import Collective, Decision, ParameterPlan, Plan
 
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 RESIDENCY_TEXT = {
@@ -84,22 +84,43 @@ def _origins(plan: Plan, most: int = 16) -> list[str]:
 
 def _decisions(plan: Plan) -> list[str]:
     """Decisions that differ only in a layer's number are shown as one."""
-    merged: dict[tuple[str, str, int, int, int | None, str | None], int] = {}
+    merged: dict[tuple[str, str, str], int] = {}
     for decision in plan.decisions:
-        stem = ".".join("*" if part.isdecimal() else part for part in decision.value.split("."))
-        key = (
-            decision.axis, stem, decision.dim, decision.outer, decision.extent, decision.fixed
-        )  # fmt: skip
+        key = (decision.axis, stem(decision.subject), view(decision))
         merged[key] = merged.get(key, 0) + 1
     if not merged:
         return ["    nothing"]
-    rows = []
-    for (axis, stem, dim, outer, extent, fixed), count in merged.items():
-        view = "stays whole" if fixed == "whole" else f"dim {dim}"
-        if outer > 1 or extent is not None:
-            view += f" as [{outer}, {extent or 'all'}, …]"
-        rows.append((axis, stem, view, f"{count} times" if count > 1 else ""))
+    rows = [
+        (axis, subject, seen, f"{count} times" if count > 1 else "")
+        for (axis, subject, seen), count in merged.items()
+    ]
     return table(("axis", "value and all that goes with it", "cut along", ""), rows)
+
+
+def view(decision: Decision) -> str:
+    """What a decision cuts, as in `dim 0`, `dim 0 as [3, 8, …]` or `this op alone, not cut`."""
+    whole = decision.fixed == "whole"
+    cut = cut_text(decision.dim, decision.outer, decision.extent, decision.owner)
+    if decision.op is not None:
+        of = f" of {decision.value}" if decision.value != decision.op else ""
+        return "this op alone, not cut" if whole else f"this op alone, {cut}{of}"
+    if whole:
+        return "stays whole"
+    return f"by itself, {cut}" if decision.only else cut
+
+
+def cut_text(dim: int, outer: int = 1, extent: int | None = None, owner: int | None = None) -> str:
+    """`dim 0`, or `dim 0 as [3, 8, …]` where the cut is inside a dim; or who has all of it."""
+    if owner is not None:
+        return f"dim {dim}, all of it on device {owner}"
+    if outer == 1 and extent is None:
+        return f"dim {dim}"
+    return f"dim {dim} as [{outer}, {extent or 'all'}, …]"
+
+
+def stem(name: str) -> str:
+    """A dotted name with `*` for its numbers."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def _residencies(parameters: dict[str, ParameterPlan]) -> list[str]:

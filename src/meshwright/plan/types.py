@@ -71,6 +71,11 @@ class Decision(Record):
     op: str | None = None
     why: str = ""
 
+    @property
+    def subject(self) -> str:
+        """What it speaks of: a value, or an op by what that makes."""
+        return self.op or self.value
+
 
 class ParameterCut(Record):
     """One cut of a parameter as it is stored; see `Decision` for outer, extent and owner."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from meshwright.plan.text import view as view_of
 from meshwright.plan.types import Decision, Plan
 from meshwright.report import units
 from meshwright.report.charts import chart_data, folded, part_names
@@ -137,6 +138,8 @@ def _peak(data: ReportData) -> list[tuple[str, int, str, float]]:
 
 
 def _whole(decision: Decision) -> str:
+    if decision.op is not None or decision.only or decision.fixed == "whole":
+        return view_of(decision)
     if decision.extent is None:
         return str(decision.dim)
     return f"{decision.dim}, {decision.extent} after {decision.outer}"

@@ -34,7 +34,9 @@ __all__ = ["MOST_OPS", "ByOp", "LayByOp", "Laying", "restricted"]
 
 MOST_OPS = 400  # of a Program: more take longer than a search has
 AXIS = "data"  # the one axis, by the name of what most values are cut along
-_SHARE = 0.5  # of the time that is left
+_SHARE = 0.75  # of the time that is left
+# What it takes at least, on a machine with nothing else to do: to load the solver, and an op.
+_LEAST_S, _OP_S = 0.5, 0.012
 _TOLERANCE = 1e-3
 _NODES = 400  # of the solver's tree, so that the answer is the same on any machine
 _LEAST_GAIN = 1e-3  # for less than that a plan by groups, which is easier to read, is kept
@@ -82,6 +84,8 @@ class ByOp:
             self.why_not = "one device cuts nothing"
         elif self.stands_for:
             self.why_not = "blocks stand for others"
+        elif _LEAST_S + _OP_S * count > _SHARE * (costing.deadline - time.perf_counter()):
+            self.why_not = "too little time is left"
         if self.why_not:
             return
         try:

@@ -36,6 +36,9 @@ class Cost(NamedTuple):
 
 FREE = Cost(0.0, 0.0)
 
+BESIDE = {"gather": "forward", "reduce": "backward"}
+"""What runs beside the ops of which phase on accelerators."""
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -127,11 +130,12 @@ class Problem:
 
     inputs: layouts that batch, buffers and constants may lie in. ends: values that are
     needed in a layout at the end. updates: the value that a buffer's input is updated to,
-    and that input. beside: gradients are reduced while the host still issues the backward;
-    those of a small Program share a bucket, which is begun when the last is made. steps: the
-    layouts on the way of a conversion with their costs, None where there is none. once:
-    seconds once a step, given how each parameter is stored and how each input lies: the
-    optimizer's step, what the step loop takes, the fetching of the batch.
+    and that input. beside: parameters are gathered once a step while the host already
+    issues the forward, and gradients reduced while it still issues the backward; those of a
+    small Program share a bucket, which the first use of one waits for, and which is begun when
+    the last is made. steps: the layouts on the way of a conversion with their costs, None
+    where there is none. once: seconds once a step, given how each parameter is stored and how
+    each input lies: the optimizer's step, what the step loop takes, the fetching of the batch.
     """
 
     ops: tuple[Choosing, ...]
@@ -172,7 +176,7 @@ class Choice:
 def objective(problem: Problem, choice: Choice) -> float:
     """Seconds of one step of one microbatch under `choice`."""
     made = dict(choice.inputs)
-    total = {"forward": FREE, "backward": FREE, "once": FREE, "reduce": FREE}
+    total = {"gather": FREE, "forward": FREE, "backward": FREE, "reduce": FREE}
     gathered_again: dict[str, Storing] = {}
     limit = problem.merging.bucket_bytes
     gathers, reductions = Packing[int](limit), Packing[int](limit)
@@ -185,7 +189,7 @@ def objective(problem: Problem, choice: Choice) -> float:
         if how.residency != "step":
             total["forward"] = total["forward"].plus(_total(steps))
         for number, step in enumerate(steps if how.residency == "step" else ()):
-            total["once"] = total["once"].plus(_packed(step, number, gathers))
+            total["gather"] = total["gather"].plus(_packed(step, number, gathers))
         if how.residency == "use":
             gathered_again[item.value] = how
     for op in problem.ops:
@@ -203,14 +207,14 @@ def objective(problem: Problem, choice: Choice) -> float:
     for phase, number, step in _conversions(problem, choice, made, again):
         cost = _packed(step, number, reductions) if phase == "reduce" else step.cost
         total[phase] = total[phase].plus(cost)
-    for packing, part in ((gathers, "once"), (reductions, "reduce")):
+    for packing, part in ((gathers, "gather"), (reductions, "reduce")):
         for bucket in packing.buckets:
             kind, axis, dtype, _ = cast(tuple[str, str, str, int], bucket.key)
             seconds = problem.merging.seconds((kind, axis, dtype), sum(bucket.members))
             total[part] = total[part].plus(Cost(seconds, 0.0))
     stored = {item.value: choice.parameters[item.path].storage for item in problem.parameters}
-    if problem.beside:
-        total["backward"] = total["backward"].plus(Cost(total.pop("reduce").seconds, 0.0))
+    for part, beside in BESIDE.items() if problem.beside else ():
+        total[beside] = total[beside].plus(Cost(total.pop(part).seconds, 0.0))
     seconds = sum(max(cost.seconds, cost.host_s) for cost in total.values())
     return seconds + problem.once(stored, choice.inputs)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -20,7 +21,16 @@ from scipy.sparse import csr_array
 
 from meshwright.errors import MeshwrightError
 from meshwright.layout.types import Layout
-from meshwright.search.oracle import Choice, Choosing, Cost, Problem, Step, known_steps
+from meshwright.search.oracle import (
+    BESIDE,
+    Choice,
+    Choosing,
+    Cost,
+    Problem,
+    Step,
+    known_steps,
+)
+from meshwright.search.solver_output import no_prints
 
 
 class OracleError(MeshwrightError):
@@ -40,18 +50,27 @@ def _pending(axis: str, layout: Layout) -> bool:
     return layout.reduction(axis) == "sum"
 
 
+class Optimum(NamedTuple):
+    """taken: of each variable. seconds: of that, with buckets' costs as straight lines; bound:
+    below which nothing is; they are equal up to the tolerance where `proved`."""
+
+    taken: np.ndarray
+    seconds: float
+    bound: float
+    proved: bool
+
+
 class LinearProgram:
     """The linear program: variables with costs, and rows of constraints."""
 
-    def __init__(self, problem: Problem, reached: Mapping[object, int]) -> None:
-        """reached: bytes of each kind of bucket, near which its cost is taken as straight."""
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.costs: list[float] = []
         self.whole: list[bool] = []
         self.upper: list[float] = []
         self.rows: list[tuple[list[Variable], list[float], float, float]] = []
         self.phases = {name: self._variable(1.0, whole=False, upper=np.inf)
-                       for name in ("forward", "backward", "once", "reduce")}  # fmt: skip
+                       for name in ("gather", "forward", "backward", "reduce", "once")}  # fmt: skip
         self.spent: dict[str, tuple[dict[Variable, float], dict[Variable, float]]] = {
             name: ({}, {}) for name in self.phases
         }
@@ -67,12 +86,6 @@ class LinearProgram:
         self._choose()
         self._store()
         self._flow()
-        self._fill(reached)
-        for name, variable in self.phases.items():
-            for part in self.spent[name]:
-                terms = [(v, c) for v, c in part.items() if c]
-                if terms:
-                    self._row([*terms, (variable, -1.0)], upper=0.0)
 
     # Variables and rows.
 
@@ -97,8 +110,8 @@ class LinearProgram:
         self._row([(variable, 1.0) for variable in variables], lower=1.0, upper=1.0)
 
     def _spend(self, phase: str, variable: Variable, cost: Cost) -> None:
-        if phase == "reduce" and self.problem.beside:
-            phase, cost = "backward", Cost(cost.seconds, 0.0)
+        if phase in BESIDE and self.problem.beside:
+            phase, cost = BESIDE[phase], Cost(cost.seconds, 0.0)
         for part, amount in zip(self.spent[phase], cost, strict=True):
             part[variable] = part.get(variable, 0.0) + amount * _MICRO
 
@@ -175,7 +188,7 @@ class LinearProgram:
                         raise AssertionError("parameters gathered at each use are not solved for")
                     steps = self.problem.steps(item.value, option.storage, option.compute)
                     for number, step in enumerate(known_steps(steps)):
-                        self._pay("once", variable, step, number)
+                        self._pay("gather", variable, step, number)
         for name, layouts in self.inputs.items():
             for layout, variable in layouts.items():
                 seconds = self.problem.once(base, {**lies, name: layout}) - start
@@ -265,7 +278,7 @@ class LinearProgram:
 
     def _pay(self, phase: str, variable: Variable, step: Step, number: int) -> None:
         """What a step takes, by itself or as a part of a bucket."""
-        if phase not in ("once", "reduce") or step.piece is None:
+        if phase not in BESIDE or step.piece is None:
             self._spend(phase, variable, step.cost)
             return
         key = (*step.piece.key, number, phase)
@@ -315,12 +328,34 @@ class LinearProgram:
     # The answer.
 
     def solve(
-        self, seconds: float, tolerance: float, nodes: int | None
-    ) -> tuple[np.ndarray, float, bool]:
-        """(what is taken of each variable, a bound in seconds, whether that is proven).
+        self,
+        reached: Mapping[object, int],
+        seconds: float,
+        tolerance: float,
+        nodes: int | None,
+    ) -> Optimum:
+        """reached: bytes of each kind of bucket, near which its cost is taken as straight.
 
-        Raises OracleError where nothing was found.
+        seconds, nodes: of the solver, after which it takes what it has. Raises OracleError where
+        that is nothing.
         """
+        variables, rows, spent = len(self.costs), len(self.rows), self.spent
+        self.spent = {name: (dict(one), dict(two)) for name, (one, two) in spent.items()}
+        self._fill(reached)
+        for name, variable in self.phases.items():
+            for part in self.spent[name]:
+                terms = [(v, c) for v, c in part.items() if c]
+                if terms:
+                    self._row([*terms, (variable, -1.0)], upper=0.0)
+        try:
+            return self._solved(seconds, tolerance, nodes)
+        finally:
+            self.spent = spent
+            for listed in (self.costs, self.whole, self.upper):
+                del listed[variables:]
+            del self.rows[rows:]
+
+    def _solved(self, seconds: float, tolerance: float, nodes: int | None) -> Optimum:
         starts = np.cumsum([0, *(len(row[0]) for row in self.rows)])
         columns = np.concatenate([np.array(row[0], dtype=np.int64) for row in self.rows])
         factors = np.concatenate([np.array(row[1]) for row in self.rows])
@@ -328,22 +363,26 @@ class LinearProgram:
         options: dict[str, float] = {"time_limit": seconds, "mip_rel_gap": tolerance}
         if nodes is not None:
             options["node_limit"] = nodes
-        found = milp(
-            c=np.array(self.costs),
-            constraints=LinearConstraint(
-                matrix, [row[2] for row in self.rows], [row[3] for row in self.rows]
-            ),
-            integrality=np.array(self.whole, dtype=int),
-            bounds=Bounds(self._lower(), np.array(self.upper)),
-            options=options,
-        )
+        with no_prints():
+            found = milp(
+                c=np.array(self.costs),
+                constraints=LinearConstraint(
+                    matrix, [row[2] for row in self.rows], [row[3] for row in self.rows]
+                ),
+                integrality=np.array(self.whole, dtype=int),
+                bounds=Bounds(self._lower(), np.array(self.upper)),
+                options=options,
+            )
         if found.x is None:
             raise OracleError(
                 f"The oracle has no solution: {found.message}",
                 "Give it more seconds, or a smaller program.",
             )
         bound = found.mip_dual_bound if found.mip_dual_bound is not None else 0.0
-        return found.x, bound / _MICRO + self.fixed, found.status == 0
+        return Optimum(
+            found.x, self.fixed + found.fun / _MICRO, self.fixed + bound / _MICRO,
+            found.status == 0,
+        )  # fmt: skip
 
     def _lower(self) -> np.ndarray:
         lower = np.zeros(len(self.costs))

@@ -43,23 +43,23 @@ def solve(
     best: Solution | None = None
     reached: dict[object, int] = {}
     ends = time.monotonic() + seconds
+    program = LinearProgram(problem)
     for _ in range(_ROUNDS):
-        program = LinearProgram(problem, reached)
+        left_s = max(ends - time.monotonic(), _LEAST_S)
         try:
-            left_s = max(ends - time.monotonic(), _LEAST_S)
-            x, bound, proved = program.solve(left_s, tolerance, nodes)
+            found = program.solve(reached, left_s, tolerance, nodes)
         except OracleError:
             if best is None:
                 raise
             break
-        choice = program.choice(x)
-        found = Solution(choice, objective(problem, choice), bound, proved)
-        if best is None or found.seconds < best.seconds:
-            best = found
-        now = program.reached(x)
-        if time.monotonic() >= ends or all(
-            _near(now.get(key, 0), reached.get(key, 0)) for key in now
-        ):
+        choice = program.choice(found.taken)
+        spent_s = objective(problem, choice)
+        if best is None or spent_s < best.seconds:
+            best = Solution(choice, spent_s, found.bound, found.proved)
+        now = program.reached(found.taken)
+        straight = abs(found.seconds - spent_s) <= tolerance * spent_s
+        near = all(_near(now.get(key, 0), reached.get(key, 0)) for key in now)
+        if straight or near or time.monotonic() >= ends:
             break
         reached = now
     assert best is not None

@@ -149,6 +149,8 @@ def _run(costing: Costing, cluster: Cluster | None, seed: int, single: ByOp | No
     names = Names(costing, cluster, meshes)
     try:
         names.likely()
+        if single is not None and not _proved(costing, _BY_OP):
+            single.run(costing, costing.space.devices)  # first: the tree may take all the time
         ended = "closed"
         if not _proved(costing):
             ended = tree.run()
@@ -157,8 +159,6 @@ def _run(costing: Costing, cluster: Cluster | None, seed: int, single: ByOp | No
         names.rest()
         if costing.best is not best and not _proved(costing):
             _improved(costing, cluster)
-        if single is not None and not _proved(costing, _BY_OP):
-            single.run(costing, costing.space.devices)
     except BudgetOver:
         names.unknown()
         _smallest(costing, tree)
