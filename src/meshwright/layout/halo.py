@@ -6,7 +6,9 @@ the dim's ends, where nobody holds anything, and may be empty.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from math import prod
 from typing import cast
 
@@ -41,10 +43,28 @@ def rows_sent(source: Sequence[Range], target: Sequence[Range]) -> int:
     Device i holds `source[i]` and device j ends with `target[j]`: i sends j
     what the two have in common.
     """
-    return max(
-        sum(count(overlap(held, wanted)) for j, wanted in enumerate(target) if j != i)
-        for i, held in enumerate(source)
-    )
+    wanted = [rows for rows in target if count(rows) > 0]
+    before = _rows_before(sorted(rows[0] for rows in wanted))
+    over = _rows_before(sorted(rows[1] for rows in wanted))
+    most = 0
+    for held, own in zip(source, target, strict=True):
+        if count(held) <= 0:
+            continue
+        first, past = held
+        everybody = before(past) - over(past) - before(first) + over(first)
+        most = max(most, everybody - count(overlap(held, own)))
+    return most
+
+
+def _rows_before(ends: Sequence[int]) -> Callable[[int], int]:
+    """How many rows lie between each of `ends`, in order, and a place after it, all together."""
+    sums = list(accumulate(ends, initial=0))
+
+    def rows(place: int) -> int:
+        passed = bisect_left(ends, place)
+        return passed * place - sums[passed]
+
+    return rows
 
 
 def sent_bytes(op: Op, values: Mapping[str, Value]) -> int:

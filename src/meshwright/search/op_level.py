@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_OPS", "ByOp", "LayByOp", "Laying", "restricted"]
 
-MOST_OPS = 400  # of a Program: more take longer than a search has
+MOST_OPS = 200  # of a Program: more take longer than a search has
 AXIS = "data"  # the one axis, by the name of what most values are cut along
 _SHARE = 0.75  # of the time that is left
 # What it takes at least, on a machine with nothing else to do: to load the solver, and an op.
