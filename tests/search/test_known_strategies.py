@@ -130,9 +130,8 @@ def experts(made: Plan) -> None:
     assert "expert" not in {
         item.axis for item in made.decisions if "attention" in item.value or "gate.w" in item.value
     }
-    # To the experts (twice: two views of what they take) and back; backward both again, and
-    # what they took once more for each of two gradients of weights.
-    assert counts(made, "expert")["all_to_all"] == 7 * LAYERS
+    # To the experts and back, and in the backward both again.
+    assert counts(made, "expert")["all_to_all"] == 4 * LAYERS
 
 
 def graph(made: Plan) -> None:
@@ -233,7 +232,7 @@ class Row:
 ROWS = {
     "a small transformer on one host": Row(
         lambda: transformer(**SMALL), lambda: parse_cluster("1x8:h100-sxm"), "data",
-        ("zero=3", "tensor", "tensor,sequence", "data=2,tensor=4", "context"), small,
+        ("tensor", "tensor,sequence", "data=2,tensor=4", "context"), small,
     ),
     "parameters that do not fit, a slow network": Row(
         lambda: transformer(**LARGE, layers=3), lambda: slow_network("8x8:h100-sxm"),

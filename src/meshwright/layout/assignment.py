@@ -219,10 +219,13 @@ def _with_views(analysis: Analysis, held: Mapping[str, FactorCut]) -> dict[str, 
     return found
 
 
+_COPY = "aten.clone.default"
+
+
 def _with_smaller(
     analysis: Analysis, held: Mapping[str, FactorCut | None]
 ) -> dict[str, FactorCut | None]:
-    """`held`, and views before those ops of something that is less to move than its views are.
+    """`held`, and views or copies before those ops of what is less to move than they are.
 
     That is brought once to where the ops need its views: a sum's gradient before it is handed
     to each term, and a tensor of which several columns are used.
@@ -252,7 +255,9 @@ def _with_smaller(
             continue
         made = op.results[0]
         wanted = needs.get(made or "", set())
-        if made is None or len(names) != 1 or len(wanted) != 1 or not values[made].is_view:
+        if made is None or len(names) != 1 or len(wanted) != 1:
+            continue
+        if not values[made].is_view and op.target != _COPY:
             continue
         need, gives = next(iter(wanted)), rule.results[0]
         via = rule.to_factor(gives, need) if need is not None and gives is not None else None
