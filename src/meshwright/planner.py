@@ -42,7 +42,7 @@ from meshwright.search.closest import Site, candidate_of, what_would_fit
 from meshwright.search.constraints import Constraints, resolve
 from meshwright.search.constraints import parse as parse_constraints
 from meshwright.search.costing import SearchProgress
-from meshwright.search.goals import goal_of, over_parts
+from meshwright.search.goals import goal_of, over_parts, smaller
 from meshwright.search.search import default_budget_s, search
 from meshwright.search.strategy import parse_strategy
 from meshwright.search.types import Candidate, Costs, Evaluate, Evaluated
@@ -55,6 +55,9 @@ Progress = Callable[[str], None]
 # Of the seconds for a plan, what the search has at least, however long loading and capture took;
 # and when it ends, so that the plan is laid out on the whole model in time.
 _SEARCHED = (0.3, 0.75)
+# What tree and improvement may do, in seconds of nominal speed: less than the search has even
+# after long captures, so that not the clock ends it.
+_EFFORT = 0.25
 
 # What a step waits for by how parameters are stored; see `simulate.types.StageResult.stalls`.
 _OF_STORAGE = ("gathers", "gradient reduction", "contention")
@@ -81,6 +84,7 @@ def plan(
     max_step_time_s: float | None = None,
     advise: bool = True,
     begun: float | None = None,
+    effort_s: float | None = None,
 ) -> Plan:
     """A plan for one training step of `task` on `cluster`. Needs no process group and no weights.
 
@@ -102,6 +106,7 @@ def plan(
     max_step_time_s: plans whose step takes longer do not count.
     advise: where nothing fits, work out what would, which takes up to ten seconds more.
     begun: when the work began that `budget_s` is for, by `time.perf_counter`; None for now.
+    effort_s: the budget by which work is measured out, where that is not `budget_s`.
 
     Raises UsageError for bad input, NoPlanFits when memory does not suffice,
     CaptureError when the model can't be captured.
@@ -142,6 +147,7 @@ def plan(
                 optimizer=optimizer, rng=rng, bucket_bytes=bucket_bytes, model=model,
                 progress=progress, constraints=constraints, budget_s=left_s, seed=seed,
                 max_step_time_s=max_step_time_s, advise=False,
+                effort_s=budget_s / len(list(smaller(where))),
             ),
         )  # fmt: skip
     say("capturing the step")
@@ -173,6 +179,7 @@ def plan(
                     _SEARCHED[1] * budget_s - (time.perf_counter() - begun),
                 ),
                 seed=seed,
+                effort_s=_EFFORT * (budget_s if effort_s is None else effort_s),
                 goal=wish,
                 progress=lambda state: say(_progress_text(state)),
                 by_op=lambda analysis, mesh: OpByOp(

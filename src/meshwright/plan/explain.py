@@ -169,6 +169,7 @@ _ENDED = {
     "asked": "it was asked for by name",
     "proved": "no plan can be better, as a bound shows",
     "exhausted": "everything that analysis left open was costed",
+    "effort": "it had done the work that it may do, and no named strategy is better",
     "settled": "many candidates in a row were no better",
     "budget": "its time was over",
 }

@@ -205,7 +205,7 @@ class Choice(Record):
     why: str = ""
 
 
-Stopped = Literal["asked", "proved", "exhausted", "settled", "budget"]
+Stopped = Literal["asked", "proved", "exhausted", "settled", "effort", "budget"]
 """Why a search ended: a named strategy was asked for, nothing better can be left, every candidate
 that analysis left was costed, many candidates in a row were no better, or its time was over."""
 

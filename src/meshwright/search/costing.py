@@ -13,11 +13,24 @@ from meshwright.search.reckoning import Reckoning
 from meshwright.search.space import Point, Space
 from meshwright.search.types import Candidate, Cost, Costs, Evaluated
 
-__all__ = ["BudgetOver", "Costed", "Costing", "Progress", "SearchProgress", "computed_alike"]
+__all__ = [
+    "BudgetOver",
+    "Costed",
+    "Costing",
+    "EffortOver",
+    "Progress",
+    "SearchProgress",
+    "computed_alike",
+]
 
 
 _KEPT_REASONS = 200  # of points that were left out
+_GUESS = 2.0  # ops that a guess is as much work as
 _EQUAL = 1e-4  # of the time: what can be better by no more is no better
+
+
+class EffortOver(Exception):
+    """A stage of the search has done all the work that it may do; raised before an evaluation."""
 
 
 class BudgetOver(Exception):
@@ -48,7 +61,8 @@ class Costing:
     """Costs points for one search.
 
     Costs each candidate once, however many points lead to it. Where the time is over,
-    raises BudgetOver instead; at least `least` candidates are costed before that.
+    raises BudgetOver instead; at least `least` candidates are costed before that. Where the
+    work so far is `limit`, raises EffortOver instead.
     """
 
     space: Space
@@ -59,11 +73,13 @@ class Costing:
     deadline: float
     progress: Progress | None = None
     least: int = 1
+    limit: float = float("inf")
     costed: list[Costed] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     best: Costed | None = None
     ruled_out: int = 0  # points that a bound showed to be no better
     reckoning: Reckoning = field(init=False)
+    _work: float = 0.0
     _guessed: set[Point] = field(default_factory=set)  # left out for what they are reckoned
     _kept_s: dict[Point, float] = field(default_factory=dict)  # by what computes alike
     _by_point: dict[Point, Costed | None] = field(default_factory=dict)
@@ -72,6 +88,17 @@ class Costing:
 
     def __post_init__(self) -> None:
         self.reckoning = Reckoning(self.estimator, self.goal, self.memory_bytes)
+
+    @property
+    def one(self) -> int:
+        """Work that a candidate is: ops that are looked at."""
+        return len(self.space.first.program.ops)
+
+    @property
+    def effort(self) -> float:
+        """Work so far, the same on any machine."""
+        guesses = self.estimator.guesses if self.estimator is not None else 0
+        return self._work + _GUESS * guesses
 
     def known(self, point: Point) -> bool:
         """Whether the point was costed, or found to be impossible."""
@@ -105,6 +132,9 @@ class Costing:
         name = self.space.name(point)
         if len(self.costed) >= self.least and time.perf_counter() > self.deadline:
             raise BudgetOver
+        if self.effort >= self.limit and self.best is not None and self.best.result.fits:
+            raise EffortOver
+        self._work += self.one
         try:
             made = self.space.candidate(point, name)
         except MeshwrightError as error:

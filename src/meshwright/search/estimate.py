@@ -13,6 +13,7 @@ not be simulated. A floor counts only
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
@@ -152,7 +153,7 @@ class Estimator:
         self._masks: dict[str, NDArray[np.bool_]] = {}
         self._groups: dict[str, tuple[Group, ...]] = {}
         self._class_facts: dict[tuple[int, ClassKey], _Class | None] = {}
-        self._exchanged: dict[str, tuple[list[int], list[int]]] = {}
+        self._exchanged: dict[str, tuple[Counter[int], Counter[int]]] = {}
         self._makers = {
             name: op.name for op in program.ops for name in op.results if name is not None
         }
@@ -167,6 +168,10 @@ class Estimator:
         if found is None:
             found = self._seen[point] = self._estimate(point)
         return found
+
+    @property
+    def guesses(self) -> int:
+        return len(self._seen)
 
     def smallest(self, point: Point) -> tuple[float, str]:
         """What is guessed to need the least memory first."""
@@ -375,8 +380,11 @@ class Estimator:
         if parts == 1 or point.attention is not None:
             return 0.0
         others = prod(size for axis, size in sizes.items() if axis in ("data", "replica"))
-        values = sum(self._moved("context")[1]) / 2  # the backward's are those of the forward
-        return values * (1 - 1 / parts) / others
+        values = self._moved("context")[1].items()
+        nbytes = (
+            sum(each * count for each, count in values) / 2
+        )  # the backward's are those of the forward
+        return nbytes * (1 - 1 / parts) / others
 
     def _bytes(self, held: _Held, activations: float, count: int) -> float:
         """At the end of a forward, or when the optimizer steps."""
@@ -550,16 +558,21 @@ class Estimator:
         pending, ends = self._moved(axis)
         kind = "all_to_all" if axis == "expert" else "all_gather"
         seconds = 0.0
-        for nbytes in pending:
+        for nbytes, times in pending.items():
             if nbytes > 4096:
-                seconds += self._collective("all_reduce", parts, stride, nbytes * scale / others)
-        for nbytes in ends:
+                each_s = self._collective("all_reduce", parts, stride, nbytes * scale / others)
+                seconds += times * each_s
+        for nbytes, times in ends.items():
             share = parts if axis == "expert" else 1
-            seconds += self._collective(kind, parts, stride, nbytes * scale / others / share)
+            each_s = self._collective(kind, parts, stride, nbytes * scale / others / share)
+            seconds += times * each_s
         return seconds * count
 
-    def _moved(self, axis: str) -> tuple[list[int], list[int]]:
-        """Bytes of each sum that an axis leaves pending, and of each value that it gathers."""
+    def _moved(self, axis: str) -> tuple[Counter[int], Counter[int]]:
+        """Bytes of each sum that an axis leaves pending, and of each value that it gathers.
+
+        With how often there is one of so many.
+        """
         found = self._exchanged.get(axis)
         if found is not None:
             return found
@@ -568,22 +581,23 @@ class Estimator:
         gradients = {name for name in analysis.program.gradients.values() if name}
         # Parameters are not exchanged: those that an axis cuts stay where they are.
         stay = {values[item.value].storage for item in analysis.program.inputs_of("parameter")}
-        pending, ends = [], []
+        pending: Counter[int] = Counter()
+        ends: Counter[int] = Counter()
         for group in self.groups(axis):
             if axis == "context":
                 for name in group.cuts:
                     if family_of(analysis.by_name[name].target) == "attention":
                         weight = self._weight_of_op[name]
                         for used in analysis.operands[name][1:3]:
-                            ends += [values[used].nbytes] * weight
+                            ends[values[used].nbytes] += weight
                 continue
             for name in group.pending:
                 if name not in gradients:
-                    pending += [values[name].nbytes] * self._weight(name)
+                    pending[values[name].nbytes] += self._weight(name)
             for name in group.ends:
                 for used in dict.fromkeys(analysis.operands[name]):
                     if used in group.members and values[used].storage not in stay:
-                        ends += [values[used].nbytes] * self._weight_of_op[name]
+                        ends[values[used].nbytes] += self._weight_of_op[name]
         self._exchanged[axis] = pending, ends
         return pending, ends
 

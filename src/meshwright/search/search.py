@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from types import MappingProxyType
 
@@ -24,7 +25,14 @@ from meshwright.search import moves
 from meshwright.search.bound import Decided, lower_bound
 from meshwright.search.choices import choices_of
 from meshwright.search.constraints import NONE, Constraints, resolve
-from meshwright.search.costing import BudgetOver, Costed, Costing, Progress, SearchProgress
+from meshwright.search.costing import (
+    BudgetOver,
+    Costed,
+    Costing,
+    EffortOver,
+    Progress,
+    SearchProgress,
+)
 from meshwright.search.estimate import Estimator
 from meshwright.search.goals import TIME, Goal
 from meshwright.search.improve import improve
@@ -45,6 +53,9 @@ _ALTERNATIVES = 20
 _RUNNERS_UP = 1  # meshes beside the best one's whose best plan is improved as well
 _GAP = 0.002  # of the bound: what is closer to it counts as the best
 _BY_OP = 0.01  # of the bound: what is closer to it is not looked at op by op
+_OPS_PER_S = 5000.0  # that a machine of nominal speed lowers and simulates
+_OF_TREE = 0.7  # of the work, until which the tree may go on
+_LEAST_TREE, _LEAST_IMPROVED = 6, 8  # candidates that each may cost at least
 _CLOSEST = 4  # plans costed to say what is closest, where none fits
 _CLOSE = 1.01  # where that is at most so much slower
 
@@ -83,6 +94,7 @@ def search(
     seed: int = 0,
     goal: Goal = TIME,
     progress: Progress | None = None,
+    effort_s: float | None = None,
     by_op: LayByOp | None = None,
 ) -> Found:
     """The best candidate for the goal that fits the memory and obeys the constraints.
@@ -90,7 +102,9 @@ def search(
     cluster: for what analysis can say before a candidate is simulated; without one nothing
     is ruled out and moves are tried in their own order. stands_for: modules of the analysed
     Program that stand for so many equal ones. budget_s: seconds after which no further
-    candidate is simulated. by_op: how the ops of a small Program can be laid out one by one;
+    candidate is simulated. effort_s: what the tree and improvement may take at most on a
+    machine of nominal speed, in work that is the same on any; None for no limit. by_op: how
+    the ops of a small Program can be laid out one by one;
     None looks at groups alone.
 
     Raises StrategyError when the strategy can't be laid out, NoPlanFits when
@@ -122,7 +136,8 @@ def search(
         estimator = Estimator(space, table_for(cluster), optimizer, stands_for)
     costing = Costing(space, evaluate, memory_bytes, goal, estimator, started + budget_s, progress)
     single = ByOp(by_op, stands_for) if by_op is not None else None
-    stopped = _run(costing, cluster, seed, single)
+    effort = effort_s * _OPS_PER_S if effort_s is not None else float("inf")
+    stopped = _run(costing, cluster, seed, single, effort)
     found = _found(costing, stopped, estimator)
     return single.taken(costing, found) if single is not None else found
 
@@ -143,7 +158,10 @@ def default_budget_s() -> float:
     return seconds
 
 
-def _run(costing: Costing, cluster: Cluster | None, seed: int, single: ByOp | None) -> Stopped:
+def _run(
+    costing: Costing, cluster: Cluster | None, seed: int, single: ByOp | None, effort: float
+) -> Stopped:
+    """effort: ops to look at before tree and improvement end."""
     meshes = moves.meshes(costing.space, cluster)
     tree = Tree(costing, cluster, meshes, seed, _PATIENCE)
     names = Names(costing, cluster, meshes)
@@ -153,12 +171,16 @@ def _run(costing: Costing, cluster: Cluster | None, seed: int, single: ByOp | No
             single.run(costing, costing.space.devices)  # first: the tree may take all the time
         ended = "closed"
         if not _proved(costing):
-            ended = tree.run()
-            _improved(costing, cluster)
+            ended = _within(costing, _OF_TREE * effort, _LEAST_TREE, tree.run) or "effort"
+            improved = _within(
+                costing, effort, _LEAST_IMPROVED, partial(_improved, costing, cluster)
+            )
+            ended = ended if improved else "effort"
         best = costing.best
         names.rest()
         if costing.best is not best and not _proved(costing):
-            _improved(costing, cluster)
+            again = _within(costing, effort, _LEAST_IMPROVED, partial(_improved, costing, cluster))
+            ended = ended if again else "effort"
     except BudgetOver:
         names.unknown()
         _smallest(costing, tree)
@@ -166,7 +188,23 @@ def _run(costing: Costing, cluster: Cluster | None, seed: int, single: ByOp | No
     _smallest(costing, tree)
     if _proved(costing):
         return "proved"
+    if ended == "effort":
+        return "effort"
     return "exhausted" if ended == "closed" else "settled"
+
+
+def _within(costing: Costing, effort: float, least: int, stage: Callable[[], str]) -> str:
+    """What a stage returns that may work until so much is done; "" where that ended it.
+
+    least: candidates that it may cost however much was done before it.
+    """
+    costing.limit = max(effort, costing.effort + least * costing.one)
+    try:
+        return stage()
+    except EffortOver:
+        return ""
+    finally:
+        costing.limit = float("inf")
 
 
 def _smallest(costing: Costing, tree: Tree) -> None:
@@ -193,10 +231,10 @@ def _smallest(costing: Costing, tree: Tree) -> None:
         costing.cost(option)
 
 
-def _improved(costing: Costing, cluster: Cluster | None) -> None:
+def _improved(costing: Costing, cluster: Cluster | None) -> str:
     """The best improved, and the best of other meshes that come close."""
     if costing.best is None:
-        return
+        return "closed"
     done: set[tuple[tuple[str, int], ...]] = set()
     for _ in range(1 + _RUNNERS_UP):
         fitting = [
@@ -204,14 +242,15 @@ def _improved(costing: Costing, cluster: Cluster | None) -> None:
             if item.point.mesh not in done and (item.result.fits or not done)
         ]  # fmt: skip
         if not fitting:
-            return
+            break
         start = min(fitting, key=lambda item: costing.goal.rank(item.result))
         best_s = costing.best.result.prediction.step_time_s
         if done and start.result.prediction.step_time_s > _CLOSE * best_s:
-            return
+            break
         done.add(start.point.mesh)
         end = improve(costing, start, cluster)
         done.add(end.point.mesh)
+    return "closed"
 
 
 def _proved(costing: Costing, gap: float = _GAP) -> bool:
@@ -336,6 +375,7 @@ _ENDED: Mapping[Stopped, str] = {
     "exhausted": "everything that analysis left open was costed",
     "settled": f"the last {_PATIENCE} candidates of the tree were no better, nor was any "
     "single change",
+    "effort": "it had done the work that it may do, and no named strategy is better",
     "budget": "the time was over",
 }
 
