@@ -226,6 +226,7 @@ _OWN: dict[str, Family] = {
     "ring_unpack": "copy",
     "rows": "copy",
     "settle": "view",
+    "arrive": "view",
     **dict.fromkeys(
         (
             f"{kind}_{part}"

@@ -26,8 +26,9 @@ from meshwright.layout.lowered import GATHERING, REDUCTION, LoweredProgram, Sect
 from meshwright.program.types import ITEM_BYTES, Argument, Op, Ref, Value
 
 _REDUCTIONS = ("mesh.all_reduce", "mesh.reduce_scatter")
-_GATHER = "mesh.all_gather"
-_MERGED = (*_REDUCTIONS, _GATHER)
+GATHER = "mesh.all_gather"
+ARRIVE = "mesh.arrive"  # waits for what a gather gives; see `meshwright.layout.ahead`
+_MERGED = (*_REDUCTIONS, GATHER, ARRIVE)
 _CUT = ("dim", "outer", "extent", "minor", "shift")
 # What buckets hold: no backend adds the others, and they are rare.
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -74,6 +75,17 @@ def _numbers(kwargs: Mapping[str, Argument]) -> tuple[int, int, int, int, int]:
     return tuple(found)  # type: ignore[return-value]
 
 
+def whole_bytes(
+    lowered: LoweredProgram, path: str, value: str, shapes: Mapping[str, tuple[int, ...]]
+) -> int:
+    """Of a value made of a parameter or its gradient, the same on every device.
+
+    shapes: of whole parameters, by path.
+    """
+    cut = prod(lowered.mesh.extent(axis) for axis, _ in lowered.layouts[value].shards)
+    return prod(shapes[path]) * ITEM_BYTES[lowered.values[value].dtype] // cut
+
+
 class _Merging:
     def __init__(self, lowered: LoweredProgram) -> None:
         self.lowered = lowered
@@ -110,9 +122,7 @@ class _Merging:
         )
 
     def _nbytes(self, path: str, value: str) -> int:
-        """Of a value made of a parameter or its gradient, the same on every device."""
-        cut = prod(self.lowered.mesh.extent(axis) for axis, _ in self.lowered.layouts[value].shards)
-        return prod(self.shapes[path]) * ITEM_BYTES[self.values[value].dtype] // cut
+        return whole_bytes(self.lowered, path, value, self.shapes)
 
     def _alone(self, op: Op) -> bool:
         """Whether the collective has nobody to talk to."""
@@ -220,7 +230,7 @@ class _Merging:
             result = op.results[0]
             assert result is not None
             roots[result] = path
-            if op.target != _GATHER or self._alone(op):
+            if op.target != GATHER or self._alone(op):
                 at[result] = index
                 continue
             if by_block and self.block[path] != block:
@@ -261,7 +271,7 @@ class _Merging:
             shared.append(("reduce", kwargs["reduce"]))
         if first.target != "mesh.all_reduce":
             shared.append(("cuts", tuple(cuts_of(op)[0] for op in members)))
-        if first.target != _GATHER:
+        if first.target != GATHER:
             self._in_one(name, first, members, operands)
         return Op(
             name, first.target, (tuple(Ref(item) for item in operands),), tuple(shared), results,

@@ -2,7 +2,7 @@
 
     InLine      at once, after all: lockstep, one device
     Threads     one thread for each axis of the mesh: CPU processes
-    SideStream  a stream of the accelerator
+    SideStream  one stream of the accelerator for each axis
 
 All devices of an axis must run its collectives in one order. `Ordered` sees to that where
 threads run them: while some are outstanding on an axis, the caller's own queue up there too.
@@ -25,11 +25,12 @@ Work = Callable[[], None]
 
 
 class Pending:
-    """One collective under way."""
+    """One collective under way. `held` keeps tensors that it reads until it is let go of."""
 
     def __init__(self) -> None:
         self._done = threading.Event()
         self._error: BaseException | None = None
+        self.held: list[Tensor] = []
 
     def finish(self, error: BaseException | None = None) -> None:
         self._error = error
@@ -125,29 +126,44 @@ def _serve(tasks: queue.SimpleQueue[tuple[Work, Sequence[Pending], Pending]], th
         del work, needs, pending  # nothing is held while the queue is empty
 
 
+class OnStream(Pending):
+    """What was issued on a stream before; waiting holds up the current stream, not the host."""
+
+    def __init__(self, done: torch.cuda.Event) -> None:
+        super().__init__()
+        self.done = done
+
+    def wait(self) -> None:
+        torch.cuda.current_stream().wait_event(self.done)
+
+
 class SideStream:
     """The backend orders its own collectives as they are issued."""
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._streams: dict[str, torch.cuda.Stream] = {}
 
     def start(
         self, axis: str, work: Work, needs: Sequence[Pending], tensors: Sequence[Tensor]
     ) -> Pending:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        if axis not in self._streams:
+            self._streams[axis] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = self._streams[axis]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for need in needs:
+                need.wait()
             work()
         for x in tensors:
-            x.record_stream(self._stream)
-        pending = Pending()
-        pending.finish()
-        return pending
+            x.record_stream(stream)
+        return OnStream(stream.record_event())
 
     def busy(self, axis: str) -> bool:
         return False
 
     def settle(self) -> None:
-        torch.cuda.current_stream().wait_stream(self._stream)
+        for stream in self._streams.values():
+            torch.cuda.current_stream().wait_stream(stream)
 
 
 class Blocking(Protocol):
@@ -156,6 +172,7 @@ class Blocking(Protocol):
     def all_reduce(self, x: Tensor, axis: str, reduce: Reduce) -> Tensor: ...
     def all_reduce_in_place(self, x: Tensor, axis: str, reduce: Reduce) -> None: ...
     def all_gather(self, x: Tensor, axis: str) -> Tensor: ...
+    def all_gather_into(self, result: Tensor, x: Tensor, axis: str) -> None: ...
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor: ...
     def reduce_scatter_into(
         self, result: Tensor, blocks: Tensor, axis: str, reduce: Reduce
@@ -178,6 +195,9 @@ class Ordered:
 
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         return self._run(axis, lambda: self._transport.all_gather(x, axis))
+
+    def all_gather_into(self, result: Tensor, x: Tensor, axis: str) -> None:
+        self._run(axis, lambda: self._transport.all_gather_into(result, x, axis))
 
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
         return self._run(axis, lambda: self._transport.reduce_scatter(blocks, axis, reduce))

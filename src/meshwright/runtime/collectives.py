@@ -54,6 +54,9 @@ class Transport(Protocol):
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         """[*] -> [n, *]: the block of every device on the axis."""
 
+    def all_gather_into(self, result: Tensor, x: Tensor, axis: str) -> None:
+        """The same, written to `result`."""
+
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
         """[n, *] -> [*]: this device's block, combined over the axis."""
 
@@ -87,6 +90,9 @@ class SingleTransport:
 
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         return x.clone()[None]
+
+    def all_gather_into(self, result: Tensor, x: Tensor, axis: str) -> None:
+        result[0] = x
 
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
         return blocks[0].clone()
@@ -136,8 +142,11 @@ class NativeTransport:
 
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         result = x.new_empty(self._extents[axis], *x.shape)
-        dist.all_gather_into_tensor(_bytes(result), _bytes(x), group=self._groups[axis])
+        self.all_gather_into(result, x, axis)
         return result
+
+    def all_gather_into(self, result: Tensor, x: Tensor, axis: str) -> None:
+        dist.all_gather_into_tensor(_bytes(result), _bytes(x), group=self._groups[axis])
 
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
         result = blocks.new_empty(blocks.shape[1:])
@@ -194,12 +203,14 @@ class GlooTransport:
             combined(self.all_gather(x, axis).unbind(), reduce, x)
 
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
-        n = self._groups[axis].size()
-        result = x.new_empty(n, *x.shape)
-        works = self._post([x] * n, result.unbind(), axis)
+        result = x.new_empty(self._groups[axis].size(), *x.shape)
+        self.all_gather_into(result, x, axis)
+        return result
+
+    def all_gather_into(self, result: Tensor, x: Tensor, axis: str) -> None:
+        works = self._post([x] * result.shape[0], result.unbind(), axis)
         result[self._index[axis]] = x
         _wait(works)
-        return result
 
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
         result = blocks.new_empty(blocks.shape[1:])

@@ -170,11 +170,16 @@ class Communicator:
         return flat.opened(row, shapes)
 
     def all_gather_many(
-        self, tensors: Sequence[Tensor], axis: str, cuts: Sequence[Sequence[int]]
+        self,
+        tensors: Sequence[Tensor],
+        axis: str,
+        cuts: Sequence[Sequence[int]],
+        later: bool = False,
     ) -> list[Tensor]:
         """Parts of several tensors of one dtype, gathered in one collective.
 
-        cuts: (dim, outer, extent, minor, shift) for each.
+        cuts: (dim, outer, extent, minor, shift) for each. later: the results are there once
+        `arrive` gives them back, where this device overlaps.
         """
         n = self._extent[axis]
         if n == 1:
@@ -185,6 +190,10 @@ class Communicator:
             (*x.shape[: cut.dim], cut.size(cut.extent), *x.shape[cut.dim + 1 :])
             for x, cut in zip(tensors, each, strict=True)
         ]
+        if later and self._beside is not None:
+            results = self._gather_later(self._beside, tensors, axis, wholes, each)
+            self._record_bytes("all_gather", axis, sum(x.nbytes for x in results), started)
+            return results
         row = flat.row_of(tensors, flat.row_length(wholes, each, n))
         rows = self._transport.all_gather(row, axis) if row.numel() else row.new_empty(n, 0)
         del row
@@ -354,6 +363,50 @@ class Communicator:
             fill()
             started = self._beside.start(axis, partial(call, raw), (), used)
         self._pending[_memory(used[-1])] = started
+
+    def _gather_later(
+        self,
+        beside: Beside,
+        tensors: Sequence[Tensor],
+        axis: str,
+        wholes: Sequence[Sequence[int]],
+        cuts: Sequence[Cut],
+    ) -> list[Tensor]:
+        """Start a gather into tensors that are given back at once."""
+        n, raw = self._extent[axis], self._raw
+        results = [x.new_empty(whole) for x, whole in zip(tensors, wholes, strict=True)]
+        first, whole = tensors[0], results[0]
+
+        def work() -> None:
+            if len(results) == 1 and flat.in_runs(whole.shape, cuts[0], n):
+                if whole.numel():  # the devices' parts lie side by side as they come
+                    raw.all_gather_into(whole.view(n, *first.shape), first.contiguous(), axis)
+                return
+            row = flat.row_of(tensors, flat.row_length(wholes, cuts, n))
+            if row.numel():
+                rows = raw.all_gather(row, axis)
+                del row
+                flat.join_into(results, rows, cuts, n)
+
+        needs = [self._pending[key] for x in tensors if (key := _memory(x)) in self._pending]
+        started = beside.start(axis, work, needs, ())
+        # What it reads and writes is held until it is over: nobody else gets their memory.
+        started.held = [*tensors, *results]
+        for need in needs:
+            started.held.extend(need.held)
+            need.held = []
+        self._pending.update((_memory(x), started) for x in results)
+        return results
+
+    def arrive(self, x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """What a gather gave that was called for `later`, once it is there."""
+        started = time.perf_counter()
+        for one in x if isinstance(x, list) else [x]:
+            pending = self._pending.pop(_memory(one), None)
+            if pending is not None:
+                pending.wait()
+        self.log.seconds += time.perf_counter() - started
+        return x
 
     def settle(self) -> None:
         """Wait for what was started for later."""

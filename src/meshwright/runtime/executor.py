@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from meshwright.as_is import OpaqueCall
+from meshwright.layout.ahead import ahead
 from meshwright.layout.lowered import LoweredProgram, Section
 from meshwright.layout.merge import merge
 from meshwright.layout.overlap import ending, started
@@ -48,10 +49,16 @@ class Executable:
             self._emit(name, getattr(lowered, name))
 
     def overlap(self) -> None:
-        """Reduce gradients beside the backward; see `meshwright.layout.overlap`."""
+        """Gather parameters and reduce gradients beside compute.
+
+        See `meshwright.layout.ahead` and `meshwright.layout.overlap`.
+        """
         if not self.overlaps and self.lowered.uniform:
             self.overlaps = True
-            self._emit("backward", started(self.lowered.backward, self.lowered.values))
+            self.lowered = lowered = ahead(self.lowered)
+            self._emit("gather", lowered.gather)
+            self._emit("forward", lowered.forward)
+            self._emit("backward", started(lowered.backward, lowered.values))
 
     def end(self, adds: bool) -> str:
         """The name of the section that ends a step, emitted when it is first asked for."""

@@ -61,7 +61,7 @@ def fill_rows(tensors: Sequence[Tensor], cuts: Sequence[Cut], rows: Tensor) -> N
     """Copy to `rows`, [parts, row], of each device its parts of the tensors."""
     parts = rows.shape[0]
     if all(
-        x.is_contiguous() and _in_runs(x.shape, cut, parts)
+        x.is_contiguous() and in_runs(x.shape, cut, parts)
         for x, cut in zip(tensors, cuts, strict=True)
     ):
         torch.cat([x.view(parts, -1) for x in tensors], dim=1, out=rows)
@@ -95,23 +95,34 @@ def joined(
     rows: Tensor, wholes: Sequence[tuple[int, ...]], cuts: Sequence[Cut], parts: int
 ) -> list[Tensor]:
     """The tensors whose parts lie in the rows of all devices, each in memory of its own."""
-    if all(_in_runs(whole, cut, parts) for whole, cut in zip(wholes, cuts, strict=True)):
+    if all(in_runs(whole, cut, parts) for whole, cut in zip(wholes, cuts, strict=True)):
         lengths = [math.prod(whole) // parts for whole in wholes]
         return [
             x.reshape(whole)
             for x, whole in zip(torch.split(rows, lengths, dim=1), wholes, strict=True)
         ]
     results = [rows.new_empty(whole) for whole in wholes]
+    join_into(results, rows, cuts, parts)
+    return results
+
+
+def join_into(results: Sequence[Tensor], rows: Tensor, cuts: Sequence[Cut], parts: int) -> None:
+    """The same, written to tensors that are there already."""
+    if all(in_runs(x.shape, cut, parts) for x, cut in zip(results, cuts, strict=True)):
+        lengths = [x.numel() // parts for x in results]
+        used = rows[:, : sum(lengths)]
+        for x, piece in zip(results, torch.split(used, lengths, dim=1), strict=True):
+            x.view(parts, -1).copy_(piece)
+        return
     for device in range(parts):
         start = 0
         for result, cut in zip(results, cuts, strict=True):
             place = part_of(result, cut, cut.number(device, parts), parts)
             place.copy_(rows[device, start : start + place.numel()].view(place.shape))
             start += place.numel()
-    return results
 
 
-def _in_runs(whole: Sequence[int], cut: Cut, parts: int) -> bool:
+def in_runs(whole: Sequence[int], cut: Cut, parts: int) -> bool:
     """Whether each device's part is one run of the tensor's memory, in the order of devices.
 
     Then all tensors are copied by one op, in place of one for each part.

@@ -52,9 +52,14 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
             return comm.all_reduce_many([x], later=True, **options)[0]
         return comm.all_reduce(x, **options)
 
-    def all_gather(x: Tensor | list[Tensor], **options: Any) -> Tensor | list[Tensor]:
+    def all_gather(
+        x: Tensor | list[Tensor], later: bool = False, **options: Any
+    ) -> Tensor | list[Tensor]:
         if isinstance(x, list):
-            return comm.all_gather_many(x, **options)
+            return comm.all_gather_many(x, later=later, **options)
+        if later:
+            axis = options.pop("axis")
+            return comm.all_gather_many([x], axis, [tuple(Cut(**options))], later=True)[0]
         return comm.all_gather(x, **options)
 
     def reduce_scatter(
@@ -76,6 +81,7 @@ def local_ops(comm: Communicator, key: RandomKey) -> Mapping[str, Callable[..., 
         "mesh.all_gather": all_gather,
         "mesh.reduce_scatter": reduce_scatter,
         "mesh.settle": comm.settle,
+        "mesh.arrive": comm.arrive,
         "mesh.all_to_all": all_to_all,
         "mesh.shard": comm.shard,
         "mesh.halo": comm.halo,

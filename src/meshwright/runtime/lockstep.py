@@ -117,6 +117,9 @@ class LockstepTransport:
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         return torch.stack(self._meet(f"all_gather({axis})", x, axis))
 
+    def all_gather_into(self, result: Tensor, x: Tensor, axis: str) -> None:
+        torch.stack(self._meet(f"all_gather({axis})", x, axis), out=result)
+
     def reduce_scatter(self, blocks: Tensor, axis: str, reduce: Reduce) -> Tensor:
         everyone = self._meet(f"reduce_scatter({reduce}, {axis})", blocks, axis)
         terms = [theirs[self._index[axis]] for theirs in everyone]

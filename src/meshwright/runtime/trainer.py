@@ -134,6 +134,7 @@ class Trainer:
             lowered = microbatch.executable.lowered
             batch = {lowered.batch[path]: x for path, x in microbatch.batch.items()}
             outputs = microbatch.executable.run("forward", {**state, **batch})
+            self.comm.settle()
             loss += float(outputs[lowered.loss]) * microbatch.weight
         return loss
 

@@ -12,8 +12,10 @@ Bytes = tuple[int, int, int]  # activations, gathered parameters, gradients
 
 class Task(NamedTuple):
     """role: `compute`; `sync`, a collective that what follows needs; `gather` of a
-    parameter; `reduce` of a gradient. axis, kind, nbytes and itemsize, of one element, are of a
-    collective; tensors: how many it is for."""
+    parameter; `arrive`, the wait for one; `reduce` of a gradient. axis, kind, nbytes and itemsize,
+    of one element, are of a collective; tensors: how many it is for. key: of a gather that is
+    asked for where it stands, and of the wait for it; alike for equal blocks. after: the key of
+    the gather before it that it gathers further."""
 
     role: str
     seconds: float
@@ -22,6 +24,8 @@ class Task(NamedTuple):
     nbytes: int = 0
     itemsize: int = 0
     tensors: int = 1
+    key: str = ""
+    after: str = ""
 
 
 class Allocation(NamedTuple):
@@ -92,6 +96,7 @@ class Block:
     core_saved: int = 0
     regathered: int = 0
     gathered_bytes: int = 0  # of one parameter after another, all that its forward gathers
+    beside_bytes: int = 0  # most that a gather beside compute works with
     accumulated: dict[str, tuple[int, int]] = field(default_factory=dict)
     gather: Work = field(default_factory=Work)  # once a step
     gather_bytes: int = 0

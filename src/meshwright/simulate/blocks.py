@@ -19,9 +19,10 @@ from meshwright.cost.families import Family, family_of
 from meshwright.cost.fusion import Fused, fuse
 from meshwright.cost.scratch import needs_scratch, scratch_bytes
 from meshwright.cost.table import CostTable
+from meshwright.layout.ahead import is_later
 from meshwright.layout.halo import sent_bytes
 from meshwright.layout.lowered import LoweredProgram
-from meshwright.layout.merge import tensors_of
+from meshwright.layout.merge import ARRIVE, tensors_of
 from meshwright.program.types import ITEM_BYTES, Op
 from meshwright.simulate.attention_core import attention_cores
 from meshwright.simulate.beside import hidden_seconds
@@ -101,6 +102,7 @@ class _Costing:
         self.lowered, self.costs, self.parts = lowered, costs, parts
         self.operands = parts.operands
         self.op_s: dict[str, float] = {}
+        self.keys, self.after = self._keyed()
         self.kernels = self._fuse() if compiled else {}
         self.values = lowered.values
         self.blocks = [
@@ -203,6 +205,8 @@ class _Costing:
                     held[storage], kinds[storage] = nbytes, kind
                     live[kind] += nbytes
                 scratch = self._scratch(op)
+                if is_later(op):  # works with memory of its own stream's
+                    block.beside_bytes, scratch = max(block.beside_bytes, scratch), 0
                 if (total := sum(live) + scratch) > peak:
                     peak = total
                     memory.peak = (live[0] + scratch, live[1], live[2])
@@ -216,6 +220,29 @@ class _Costing:
                 block.forward_memory = memory
             else:
                 block.backward_memory = memory
+
+    def _keyed(self) -> tuple[dict[str, str], dict[str, str]]:
+        """By op, the keys of gathers that are asked for ahead and of the waits for them, and the
+        keys of those that others gather further."""
+        keys: dict[str, str] = {}
+        after: dict[str, str] = {}
+        for groups in (self.parts.forward, self.parts.backward):
+            maker = {
+                name: op for group in groups for op in group if is_later(op)
+                for name in op.results
+            }  # fmt: skip
+            for group in groups:
+                count = 0
+                for op in group:
+                    found = maker.get(self.operands[op.name][0]) if op.target == ARRIVE else None
+                    if found is None:
+                        continue
+                    key = keys[op.name] = keys.setdefault(found.name, str(count))
+                    count += 1
+                    while (source := maker.get(self.operands[found.name][0])) is not None:
+                        key = after[found.name] = keys.setdefault(source.name, f"before {key}")
+                        found = source
+        return keys, after
 
     def _fuse(self) -> dict[str, Fused]:
         """Each op's part of a fused kernel, block by block."""
@@ -281,6 +308,9 @@ class _Costing:
             )
             where.update((name, number) for name in op.results if name is not None)
             self._add(self.blocks[number].gather, op, role="gather")
+            if is_later(op):
+                block = self.blocks[number]
+                block.beside_bytes = max(block.beside_bytes, self._scratch(op))
             for storage in self._storages(name for name in op.results if name is not None):
                 if storage in outputs and storage not in counted:
                     counted.add(storage)
@@ -327,6 +357,10 @@ class _Costing:
     def _add(self, work: Work, op: Op, role: str = "") -> Family:
         """Cost one op into `work`; returns its family."""
         names = self.operands[op.name]
+        if op.target == ARRIVE:
+            if op.name in self.keys:
+                work.add(Task("arrive", 0.0, key=self.keys[op.name]))
+            return "view"
         if op.target.startswith("mesh.") and family_of(op.target) == "collective":
             last = work.tasks[-1] if work.tasks else None
             worked_s = last.seconds if last and last.role == "compute" else 0.0
@@ -357,7 +391,10 @@ class _Costing:
         source = op.source.module
         role = role or {GATHERING: "gather", REDUCTION: "reduce"}.get(source, "sync")
         itemsize = ITEM_BYTES[values[payload[0]].dtype]
-        return Task(role, seconds, axis, kind, nbytes, itemsize, tensors_of(op))
+        return Task(
+            role, seconds, axis, kind, nbytes, itemsize, tensors_of(op),
+            self.keys.get(op.name, ""), self.after.get(op.name, ""),
+        )  # fmt: skip
 
     def _storages(self, names: Iterable[str]) -> set[str]:
         return {self.values[name].storage for name in names}

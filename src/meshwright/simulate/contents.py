@@ -116,7 +116,9 @@ class Contents:
         unused = self.costs.constants.memory_fragmentation if cached else None
         memory = DeviceMemory(always, self.executor.gradient_buffer, unused)
         gathered = sum(piece.once_gathered for piece in held)
-        if self.executor.overlap_gathers:  # the next block's, while this one's are in use
+        if self.executor.asks_ahead:  # the program says what is there when
+            gathered += max((piece.beside_bytes for piece in held), default=0)
+        elif self.executor.overlap_gathers:  # the next block's, while this one's are in use
             gathered += max((piece.largest_gather for piece in held), default=0)
         memory.turns(held, clock.turns, gathered, self.detail)
         added = sum(piece.accumulated for piece in held)

@@ -89,6 +89,36 @@ def row(costed: Costed, stands_for: Mapping[str, int]) -> Row:
     return made
 
 
+def steady(costed: Costed, stands_for: Mapping[str, int]) -> bool:
+    """Whether what stands for several asks ahead for what it waits for itself.
+
+    Where the block after it has other gathers, in a row only the last would ask for those, and
+    nobody would for the others'.
+    """
+    blocks = costed.blocks
+    for number, block in enumerate(blocks):
+        if stands_for.get(block.name, 1) == 1:
+            continue
+        before, after = blocks[max(number - 1, 0)], blocks[min(number + 1, len(blocks) - 1)]
+        for tasks, sooner in (
+            (block.forward.tasks, before.forward.tasks),
+            (
+                [*block.inputs.tasks, *block.weights.tasks],
+                [*after.inputs.tasks, *after.weights.tasks],
+            ),
+        ):
+            waits = [task.key for task in tasks if task.role == "arrive"]
+            asked = {task.key: (task.nbytes, task.axis) for task in tasks if task.key
+                     and task.role == "gather"}  # fmt: skip
+            theirs = {task.key: (task.nbytes, task.axis) for task in sooner if task.key
+                      and task.role == "gather"}  # fmt: skip
+            if any(key not in asked or asked[key] != theirs.get(key) for key in waits):
+                return False
+            if len(asked) < len(waits):
+                return False
+    return True
+
+
 def _passed(made: Row, counts: Sequence[int], first: Sequence[int]) -> None:
     crossing = made.costed.traffic.crossing
     chained: dict[int, list[int]] = {}  # per run: what it takes from before, and gives likewise

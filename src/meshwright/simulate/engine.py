@@ -2,8 +2,9 @@
 
 A turn starts once its stage is free and what it takes has arrived. Inside a turn
 tasks follow one another, but for those that the executor runs beside compute:
-gathers of parameters, asked for when the one before is waited for, and reductions
-of gradients, which only the end of the step waits for.
+gathers of parameters, asked for where they stand if they have a key, else when the
+one before has arrived; and reductions of gradients, which only the end of the step
+waits for.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Clock:
     queues: dict[str, float] = field(default_factory=dict)
     asked_s: float = 0.0  # since when the next gather may run
     fetched: list[float] = field(default_factory=list)  # ends of gathers asked for ahead
+    keyed: dict[str, list[float]] = field(default_factory=dict)  # the same of those with a key
     stalls: dict[str, float] = field(default_factory=dict)
     turns: list[tuple[Turn, float, float]] = field(default_factory=list)
     running_s: float = 0.0  # of collectives beside compute, what compute has not yet run beside
@@ -169,7 +171,7 @@ class Engine:
     def _beside(self, stage: int, at: int, begin: float, work: Timed) -> float:
         """Run a turn of which some tasks go beside its compute; returns when it ends."""
         clock, now = self.clocks[stage], begin
-        gathers = [task for task in work.tasks if task.role == "gather"]
+        gathers = [task for task in work.tasks if task.role == "gather" and not task.key]
         ahead = 0
         if not clock.fetched and gathers:
             clock.fetched.append(self._queue(stage, gathers[0], max(clock.asked_s, 0.0)))
@@ -179,12 +181,14 @@ class Engine:
                 clock.running_s -= together
                 clock.stall("contention", self.slowdown * together)
                 now += task.seconds + self.slowdown * together
+            elif task.role == "gather" and task.key:
+                source = clock.keyed[task.after][-1] if task.after else now
+                end = self._queue(stage, task, max(now, source))
+                clock.keyed.setdefault(task.key, []).append(end)
+            elif task.role == "arrive":
+                now = self._arrived(clock, now, clock.keyed[task.key].pop(0))
             elif task.role == "gather":
-                ready = clock.fetched.pop(0)
-                if ready > now:
-                    clock.stall("gathers", ready - now)
-                    clock.running_s = max(0.0, clock.running_s - (ready - now))
-                    now = ready
+                now = self._arrived(clock, now, clock.fetched.pop(0))
                 ahead += 1
                 following = gathers[ahead] if ahead < len(gathers) else self._next(stage, at)
                 clock.asked_s = now
@@ -209,6 +213,14 @@ class Engine:
         clock.stall("launches", issued - now)
         return issued
 
+    def _arrived(self, clock: Clock, now: float, ready: float) -> float:
+        """When the stage goes on that needs what a gather gives."""
+        if ready <= now:
+            return now
+        clock.stall("gathers", ready - now)
+        clock.running_s = max(0.0, clock.running_s - (ready - now))
+        return ready
+
     def _next(self, stage: int, at: int) -> Task | None:
         """The first gather of the stage's next turn, which is asked for ahead."""
         order = self.orders[stage]
@@ -217,7 +229,9 @@ class Engine:
         following = self.timed(stage, order[at + 1])
         if not following.beside:
             return None
-        return next((task for task in following.tasks if task.role == "gather"), None)
+        return next(
+            (task for task in following.tasks if task.role == "gather" and not task.key), None
+        )
 
     def _queue(self, stage: int, task: Task, since: float) -> float:
         """Put a collective on its communicator's queue; returns when it ends."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,9 +12,11 @@ class Executor:
     overlap_gradients: gradients are reduced beside the backward: those of once a step
     beside the last microbatch's. overlap_gathers: parameters of the next block are
     gathered beside the compute of this one, and those gathered once a step beside the
-    first forward. overlap_pipeline: activations travel between stages beside compute.
-    overlap_tensor: collectives of the backward run beside the ops of the same block that
-    make weight gradients, as far as the data's flow allows.
+    first forward. asks_ahead: each is asked for where the program has it (`layout.ahead`);
+    else when the one before it has arrived, from turn to turn. overlap_pipeline:
+    activations travel between stages beside compute. overlap_tensor: collectives of the
+    backward run beside the ops of the same block that make weight gradients, as far as the
+    data's flow allows.
     bucket_bytes: neighbouring collectives of gradients are merged up to so many bytes
     (those of each microbatch, and gathers of parameters, block by block); 0 merges none.
     gradient_buffer: gradients have one buffer from the start of the step; ops add into
@@ -42,6 +44,7 @@ class Executor:
     overlap_gathers: bool = False
     overlap_pipeline: bool = False
     overlap_tensor: bool = False
+    asks_ahead: bool = False
     bucket_bytes: int = 0
     gradient_buffer: bool = False
     adds_gradients: bool = False
@@ -62,10 +65,19 @@ class Executor:
 OWN = Executor()
 """What Meshwright's own runtime does on CPUs: one thing after another, op by op."""
 
-OWN_ON_ACCELERATORS = Executor(overlap_gradients=True)
-"""The same on accelerators, which reduce gradients beside the backward; see `layout.overlap`."""
+OWN_ON_ACCELERATORS = Executor(overlap_gradients=True, overlap_gathers=True, asks_ahead=True)
+"""The same on accelerators, which gather parameters and reduce gradients beside compute; see
+`layout.ahead` and `layout.overlap`."""
 
 
-def own(on_cpu: bool, uniform: bool) -> Executor:
-    """uniform: as in `LoweredProgram`; where devices differ, collectives keep their place."""
-    return OWN if on_cpu or not uniform else OWN_ON_ACCELERATORS
+def own(on_cpu: bool, uniform: bool, stages: int = 1) -> Executor:
+    """uniform: as in `LoweredProgram`; where devices differ, collectives keep their place.
+
+    Where the model is cut into stages, gathers keep theirs: the block that one would be asked
+    for in may lie on another stage.
+    """
+    if on_cpu or not uniform:
+        return OWN
+    if stages > 1:
+        return replace(OWN_ON_ACCELERATORS, overlap_gathers=False, asks_ahead=False)
+    return OWN_ON_ACCELERATORS

@@ -43,6 +43,28 @@ def packed(
     return [tuple(tasks) for tasks in found]
 
 
+def asked(blocks: Sequence[Sequence[Task]]) -> list[Task]:
+    """Blocks' gathers of once a step, all asked for at once, each with a key of its own."""
+    return [
+        task._replace(key=_once(number, index)) if task.kind else task
+        for number, tasks in enumerate(blocks)
+        for index, task in enumerate(tasks)
+    ]
+
+
+def arrivals(number: int, tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """The waits for those of one block."""
+    return tuple(
+        Task("arrive", 0.0, key=_once(number, index))
+        for index, task in enumerate(tasks)
+        if task.kind
+    )
+
+
+def _once(number: int, index: int) -> str:
+    return f"once {number} {index}"
+
+
 def reduce_peak(
     made: Sequence[Allocation], limit: int, extent: Callable[[str], int], cpu: bool
 ) -> int:

@@ -65,6 +65,7 @@ class Piece:
     gradients: list[int] = field(default_factory=list)
     once_gathered: int = 0
     largest_gather: int = 0
+    beside_bytes: int = 0
     reducing: list[Allocation] = field(default_factory=list)
     reduce_peak: int = 0
 
@@ -217,6 +218,7 @@ class _Assembly:
             piece.gather.append(self._merged([self._owned(task) for task in block.gather.tasks]))
             piece.once_gathered += block.gather_bytes
             piece.largest_gather = max(piece.largest_gather, block.gathered_bytes)
+            piece.beside_bytes = max(piece.beside_bytes, block.beside_bytes)
         for block in reversed(self.blocks):
             again = self.again(block)
             works = [self._beside_weights(block)]
@@ -224,7 +226,7 @@ class _Assembly:
                 gathers_anew = any(
                     task.role == "gather" for task in (*block.inputs.tasks, *block.weights.tasks)
                 )
-                works.insert(0, _without_gathers(again) if gathers_anew else again)
+                works.insert(0, _without_gathers(again) if gathers_anew else _in_line(again))
             self._add(piece.inputs, works)
             self._add(piece.weights, [block.weights])
             reduce = (self._owned(self._scaled(task)) for task in block.reduce.tasks)
@@ -402,6 +404,17 @@ def _higher(best: Held, live: Sequence[int], peak: Bytes, op: object) -> Held:
 
 
 def _without_gathers(work: Work) -> Work:
-    rest = Work([task for task in work.tasks if task.role != "gather"])
+    rest = Work([task for task in work.tasks if task.role not in ("gather", "arrive")])
+    rest.compute_s, rest.host_s, rest.flops = work.compute_s, work.host_s, work.flops
+    return rest
+
+
+def _in_line(work: Work) -> Work:
+    """With gathers that the forward asked for ahead where they stand."""
+    if not any(task.key for task in work.tasks):
+        return work
+    tasks = [task._replace(key="", after="", role="sync") if task.key else task
+             for task in work.tasks if task.role != "arrive"]  # fmt: skip
+    rest = Work(tasks)
     rest.compute_s, rest.host_s, rest.flops = work.compute_s, work.host_s, work.flops
     return rest

@@ -18,6 +18,7 @@ from itertools import pairwise
 
 from meshwright.errors import UsageError
 from meshwright.layout.lowered import LoweredProgram
+from meshwright.layout.merge import ARRIVE
 from meshwright.program.blocks import signature
 from meshwright.program.types import Op, Ref, refs
 
@@ -143,6 +144,8 @@ def _chosen(lowered: LoweredProgram, ops: Sequence[Op], modules: Sequence[str]) 
     root = _Node({}, [])
     numbers: dict[Hashable, int] = {}
     for op, module in zip(ops, modules, strict=True):
+        if op.source.module == GATHERING:  # may be for the block after it
+            continue
         kind = signature(_of_any_stream(op), lowered.values)
         number = numbers.setdefault(kind, len(numbers))
         node = root
@@ -221,10 +224,16 @@ def _backward(
             if result is not None:
                 made[result] = segment
     following = 0
+    waits: dict[str, int] = {}  # where what a gather gives is waited for
     for index in range(len(ops) - 1, -1, -1):
         segment_here = placed[index]
         if segment_here is None:
-            placed[index] = following
+            placed[index] = segment_here = following
+            if ops[index].target == ARRIVE:
+                waits.update(dict.fromkeys(operands[ops[index].name], segment_here))
+            for name in ops[index].results:
+                if name in waits:
+                    placed[index] = max(segment_here, waits[name])
         else:
             following = segment_here
     groups: list[list[Op]] = [[] for _ in range(count)]

@@ -6,19 +6,21 @@ Without any of them the time is that of `step.py`, which goes through a step op 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 from meshwright.cost.table import CostTable
 from meshwright.errors import UsageError
+from meshwright.layout.ahead import ahead
 from meshwright.layout.lowered import LoweredProgram, StoredParameter
 from meshwright.plan.types import STAGE, Pipeline, Recompute
 from meshwright.simulate.block import Task
 from meshwright.simulate.blocks import costed
 from meshwright.simulate.contents import Contents
-from meshwright.simulate.copies import Row, row
+from meshwright.simulate.copies import Row, row, steady
 from meshwright.simulate.engine import Clock, Engine, Timed
 from meshwright.simulate.executor import Executor
-from meshwright.simulate.packing import packed, reduce_peak
+from meshwright.simulate.packing import arrivals, asked, packed, reduce_peak
 from meshwright.simulate.pieces import Phase, Piece, boundaries, cuts_of, pieces
 from meshwright.simulate.schedules import Turn, schedule
 from meshwright.simulate.types import (
@@ -43,7 +45,14 @@ def simulate_staged(
 ) -> Simulation:
     """See `meshwright.simulate.step.simulate`."""
     starts = {cut.partition("#")[0] for cut in pipeline.cuts} if pipeline else set()
-    found = costed(lowered, costs, frozenset(starts | set(stands_for)), executor.compiled)
+    at = frozenset(starts | set(stands_for))
+    if executor.asks_ahead:
+        moved = ahead(lowered)
+        if steady(costed(moved, costs, at, executor.compiled), stands_for):
+            lowered = moved
+        else:
+            executor = replace(executor, overlap_gathers=False, asks_ahead=False)
+    found = costed(lowered, costs, at, executor.compiled)
     made = row(found, stands_for)
     return _Staged(
         lowered, costs, made, microbatches, optimizer, pipeline, recompute, executor, detail
@@ -151,6 +160,8 @@ class _Staged:
         on_cpu = self.costs.profiles[0].device == "cpu"
         for piece in self.pieces:
             piece.gather = packed(piece.gather, limit, extent, self._together)
+            together = [task.nbytes for tasks in piece.gather for task in tasks if task.tensors > 1]
+            piece.beside_bytes = max(piece.beside_bytes, *together, 0)
             piece.reduce = packed(piece.reduce, limit, extent, self._together)
             piece.reduce_peak = reduce_peak(piece.reducing, limit, extent, on_cpu)
 
@@ -180,9 +191,12 @@ class _Staged:
         tasks += self._joined(number, forward=phase == "F") if phase != "W" else []
         if phase == "F":
             works: list[Phase] = [piece.forward]
-            for gathers, block in zip(piece.gather, piece.forward.blocks, strict=True):
-                if first and executor.overlap_gathers:
-                    tasks += gathers
+            once = piece.gather if first and executor.overlap_gathers else [()] * len(piece.gather)
+            if executor.asks_ahead:
+                tasks += asked(once)
+                once = [arrivals(number, gathers) for number, gathers in enumerate(once)]
+            for gathers, block in zip(once, piece.forward.blocks, strict=True):
+                tasks += gathers
                 tasks += block
         else:
             both = {"B": [piece.inputs, piece.weights], "W": [piece.weights]}
@@ -196,7 +210,10 @@ class _Staged:
                 tasks += bucket
             if ends and not first:
                 tasks.append(Task("compute", self.accumulate_s[number]))
-        roles = {"gather": executor.overlap_gathers, "reduce": executor.overlap_gradients}
+        roles = {
+            "gather": executor.overlap_gathers, "arrive": executor.overlap_gathers,
+            "reduce": executor.overlap_gradients,
+        }  # fmt: skip
         tasks = [
             task._replace(role="sync") if not roles.get(task.role, True) else task for task in tasks
         ]

@@ -64,7 +64,7 @@ def simulate(
     table = costs or table_for(cluster)
     stages = pipeline.stages if pipeline else 1
     on_cpu = all(profile.device == "cpu" for profile in table.profiles)
-    executor = executor or own(on_cpu, lowered.uniform)
+    executor = executor or own(on_cpu, lowered.uniform, stages)
     as_it_runs = recompute == "none" and not stands_for and executor == OWN
     if stages == 1 and on_cpu and as_it_runs:
         found = _Step(merge(lowered), table, microbatches, optimizer, memory_curve).run()
