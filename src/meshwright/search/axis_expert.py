@@ -17,9 +17,8 @@ under data parallelism, and tokens are exchanged around each mixture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from meshwright.cost.flops import op_flops
 from meshwright.errors import StrategyError
@@ -30,6 +29,7 @@ from meshwright.program.types import Input, Op
 from meshwright.rules.types import OpRule
 
 AXIS = "expert"
+_COPY = "aten.clone.default"
 
 _ROUTING = (
     "topk", "sort", "argmax", "max", "eq", "scatter", "gather", "index", "take", "put",
@@ -187,6 +187,41 @@ def uses(analysis: Analysis, item: Input) -> Iterator[Op]:
                     stack.append(result)
 
 
+def travelling(analysis: Analysis, groups: Sequence[Group]) -> list[str]:
+    """Values that stacks cut alone exchange: what experts take from outside, and give to it.
+
+    groups: of the stacks, each with the products that it cuts. Between those everything
+    stays where it is; views and copies of one value travel once.
+    """
+    program = analysis.program
+    products = {name for group in groups for name in group.cuts}
+    cut = {name for group in groups for name in analysis.group(*group.seed).members}
+    weights = {item.value for item in program.inputs_of("parameter")}
+    inside: set[str] = set()
+    roots: dict[str, str] = {}  # what views and copies are of
+    found: dict[str, None] = {}
+    for op in program.ops:
+        names = analysis.operands[op.name]
+        made = [name for name in op.results if name is not None]
+        if names and weights.issuperset(names) and op.name not in products:
+            weights.update(made)
+        elif op.name in products:
+            for name in names:
+                if name not in inside and name not in weights:
+                    found.setdefault(roots.get(name, name))
+            inside.update(made)
+        elif inside.isdisjoint(names):
+            if len(names) == 1 and (op.target == _COPY or program.values[made[0]].is_view):
+                roots.update((name, roots.get(names[0], names[0])) for name in made)
+        elif cut.issuperset(made) and not op_flops(op, program.values):
+            inside.update(made)
+        else:
+            for name in inside.intersection(names):
+                found.setdefault(name)
+    gradients = set(program.gradients.values())
+    return [name for name in found if name not in gradients]
+
+
 # Looped experts.
 
 
@@ -225,13 +260,38 @@ def experts(analysis: Analysis) -> tuple[Expert, ...]:
 
 
 def _classes(analysis: Analysis) -> list[list[Expert]]:
-    """Experts alike in the shapes of their parameters; a run of them for each mixture."""
+    """Experts of one mixture that are alike in the shapes of their parameters, in order."""
     values = analysis.program.values
+    found = experts(analysis)
+    depths = _depths(analysis, found)
+    classes: dict[tuple[int, tuple[tuple[int, ...], ...]], list[Expert]] = {}
+    for expert, depth in zip(found, depths, strict=True):
+        shapes = tuple(values[item.value].shape for item in expert.parameters)
+        classes.setdefault((depth, shapes), []).append(expert)
+    return list(classes.values())
 
-    def shapes(expert: Expert) -> tuple[tuple[int, ...], ...]:
-        return tuple(values[item.value].shape for item in expert.parameters)
 
-    return [list(alike) for _, alike in groupby(experts(analysis), key=shapes)]
+def _depths(analysis: Analysis, found: Sequence[Expert]) -> list[int]:
+    """How many mixtures lie before each expert's rows are picked, one after another.
+
+    Experts of one mixture work side by side: what picks their rows depends on none of them.
+    Those of the next one wait for all of these, so that each mixture is dealt out by itself.
+    """
+    uses_of: dict[str, int] = {}
+    for number, expert in enumerate(found):
+        for item in expert.parameters:
+            uses_of.update(dict.fromkeys((op.name for op in uses(analysis, item)), number))
+    depths: dict[str, int] = {}
+    for op in analysis.program.phase_ops("forward"):
+        depth = max((depths.get(name, 0) for name in analysis.operands[op.name]), default=0)
+        if op.name in uses_of:
+            depth = max(depth, 1 + _picked(found[uses_of[op.name]], depths))
+        depths.update((name, depth) for name in op.results if name is not None)
+    return [_picked(expert, depths) for expert in found]
+
+
+def _picked(expert: Expert, depths: Mapping[str, int]) -> int:
+    return max((depths.get(name, 0) for name in expert.lists), default=0)
 
 
 def _owned(analysis: Analysis, expert: Expert, device: int, count: int) -> list[Decision]:
