@@ -391,7 +391,9 @@ def _why(costing: Costing, best: Costed, stopped: Stopped, others: list[Evaluate
     if not fitting:
         if others:
             return f"{name} is the only candidate that fits the memory. {ended}"
-        return f"{name} is the only way to lay this model on the cluster. {ended}"
+        if stopped in ("exhausted", "proved"):
+            return f"{name} is the only candidate that was left to cost. {ended}"
+        return f"{name} is the only candidate that was costed. {ended}"
     slower = min(fitting, key=lambda item: item.prediction.step_time_s)
     said = best.result.prediction
     share = (slower.prediction.step_time_s / said.step_time_s - 1) * 100
