@@ -52,7 +52,8 @@ from meshwright.task import Task
 
 Progress = Callable[[str], None]
 
-# Of the seconds for a plan, what the search has at least, however long loading and capture took;
+# Of the seconds for a plan, what the search itself has at least, however long loading and
+# capture took, before it or in it;
 # and when it ends, so that the plan is laid out on the whole model in time.
 _SEARCHED = (0.3, 0.75)
 # What tree and improvement may do, in seconds of nominal speed: less than the search has even
@@ -157,6 +158,7 @@ def plan(
     alike = not (obeyed and obeyed.names_single_layers(_names(model)))
     # One candidate is laid out on all blocks at once, many on few of them.
     few = wanted.auto and alike
+    time_left = _TimeLeft(model, budget_s, begun)
     made: _Laid | None = None
     while made is None:  # once more where few blocks turn out not to stand for all
         first = model.outline(wanted.microbatches or 1) if few else None
@@ -174,10 +176,8 @@ def plan(
                 cluster=where,
                 optimizer=optimizer,
                 stands_for=first.stands_for if first else {},
-                budget_s=max(
-                    _SEARCHED[0] * budget_s,
-                    _SEARCHED[1] * budget_s - (time.perf_counter() - begun),
-                ),
+                budget_s=time_left(),
+                clock=lambda: -time_left(),
                 seed=seed,
                 effort_s=_EFFORT * (budget_s if effort_s is None else effort_s),
                 goal=wish,
@@ -330,6 +330,26 @@ def _alternative(item: Evaluated) -> Alternative:
         microbatches=item.candidate.microbatches,
         fits=item.fits,
     )
+
+
+@dataclass(frozen=True)
+class _TimeLeft:
+    """Seconds that the search has left, of all that there are for the plan since `begun`."""
+
+    model: Model
+    budget_s: float
+    begun: float
+    started: float = field(default_factory=time.perf_counter)
+    captured_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "captured_s", self.model.capture_s)
+
+    def __call__(self) -> float:
+        now = time.perf_counter()
+        searched_s = now - self.started - (self.model.capture_s - self.captured_s)
+        least, until = _SEARCHED
+        return max(least * self.budget_s - searched_s, until * self.budget_s - (now - self.begun))
 
 
 @dataclass(frozen=True)

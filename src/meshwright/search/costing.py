@@ -74,6 +74,7 @@ class Costing:
     progress: Progress | None = None
     least: int = 1
     limit: float = float("inf")
+    clock: Callable[[], float] = time.perf_counter
     costed: list[Costed] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     best: Costed | None = None
@@ -130,7 +131,7 @@ class Costing:
 
     def _cost(self, point: Point) -> Costed | None:
         name = self.space.name(point)
-        if len(self.costed) >= self.least and time.perf_counter() > self.deadline:
+        if len(self.costed) >= self.least and self.clock() > self.deadline:
             raise BudgetOver
         if self.effort >= self.limit and self.best is not None and self.best.result.fits:
             raise EffortOver
@@ -189,7 +190,7 @@ class Costing:
                 len(self.costed),
                 best.candidate.name if best else None,
                 best.prediction.step_time_s if best else None,
-                max(0.0, self.deadline - time.perf_counter()),
+                max(0.0, self.deadline - self.clock()),
             )
         )
 

@@ -96,6 +96,7 @@ def search(
     progress: Progress | None = None,
     effort_s: float | None = None,
     by_op: LayByOp | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Found:
     """The best candidate for the goal that fits the memory and obeys the constraints.
 
@@ -105,12 +106,12 @@ def search(
     candidate is simulated. effort_s: what the tree and improvement may take at most on a
     machine of nominal speed, in work that is the same on any; None for no limit. by_op: how
     the ops of a small Program can be laid out one by one;
-    None looks at groups alone.
+    None looks at groups alone. clock: by which `budget_s` is measured.
 
     Raises StrategyError when the strategy can't be laid out, NoPlanFits when
     nothing fits: it says what came closest, by how much, and what would fit.
     """
-    started = time.perf_counter()
+    started = clock()
     strategy = constraints.narrow(strategy, devices)
     if not strategy.auto:
         found = _asked(
@@ -135,6 +136,7 @@ def search(
     if cluster is not None:
         estimator = Estimator(space, table_for(cluster), optimizer, stands_for)
     costing = Costing(space, evaluate, memory_bytes, goal, estimator, started + budget_s, progress)
+    costing.clock = clock
     single = ByOp(by_op, stands_for) if by_op is not None else None
     effort = effort_s * _OPS_PER_S if effort_s is not None else float("inf")
     stopped = _run(costing, cluster, seed, single, effort)
