@@ -174,7 +174,6 @@ class Program:
     `ragged` names, for values with dims whose size is only known when the step
     runs, the list that such a dim is as long as (or a multiple of); None for
     the other dims. The value's `shape` has the largest size possible.
-    `expected` gives the share of that size which is to be expected, by list.
     `assumptions` are what capture took for granted.
     """
 
@@ -185,7 +184,6 @@ class Program:
     gradients: Mapping[str, str | None]
     buffer_updates: Mapping[str, str]
     ragged: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
-    expected: Mapping[str, float] = field(default_factory=dict)
     assumptions: tuple[Assumption, ...] = ()
 
     def phase_ops(self, phase: Phase) -> tuple[Op, ...]:

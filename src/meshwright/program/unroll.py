@@ -121,7 +121,6 @@ class _Unrolling:
             loss=self.names[self._outside(program.loss, len(program.ops), "forward")],
             gradients=gradients,
             buffer_updates={path: name for path, name in updates.items() if name is not None},
-            expected=program.expected,
             ragged=self.ragged,
             assumptions=tuple(self._assumptions()),
         )
