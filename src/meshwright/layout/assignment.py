@@ -111,7 +111,7 @@ def assign(
         if decision.alone:
             own = (seed[0], analysis.program.gradients.get(decision.value))
             members = {name: split for name, split in members.items() if name in own}
-            alone.setdefault(decision.axis, {}).update(_own_ops(analysis, group, *own))
+            alone.setdefault(decision.axis, {}).update(own_ops(analysis, group, *own))
         for op, cut in group.cuts.items():
             if not decision.beside and not decision.alone:
                 held[decision.axis].setdefault(op, cut)
@@ -163,7 +163,7 @@ def _fixed(
     return found
 
 
-def _own_ops(
+def own_ops(
     analysis: Analysis, group: Group, parameter: str, gradient: str | None
 ) -> dict[str, FactorCut]:
     """Ops of a group that use the parameter, also its views and casts, or make its gradient."""
@@ -382,4 +382,4 @@ def storage_split(
     return even[0] if even else max(options, key=lambda split: split.extent)
 
 
-__all__ = ["REPLICATED", "Assignment", "Parameter", "assign", "resolve", "storage_split"]
+__all__ = ["REPLICATED", "Assignment", "Parameter", "assign", "own_ops", "resolve", "storage_split"]

@@ -205,19 +205,23 @@ def travelling(analysis: Analysis, groups: Sequence[Group]) -> list[str]:
         made = [name for name in op.results if name is not None]
         if names and weights.issuperset(names) and op.name not in products:
             weights.update(made)
-        elif op.name in products:
+            continue
+        if len(names) == 1 and (op.target == _COPY or program.values[made[0]].is_view):
+            roots.update((name, roots.get(names[0], names[0])) for name in made)
+        if op.name in products:
             for name in names:
                 if name not in inside and name not in weights:
                     found.setdefault(roots.get(name, name))
             inside.update(made)
-        elif inside.isdisjoint(names):
-            if len(names) == 1 and (op.target == _COPY or program.values[made[0]].is_view):
-                roots.update((name, roots.get(names[0], names[0])) for name in made)
-        elif cut.issuperset(made) and not op_flops(op, program.values):
+        elif (
+            not inside.isdisjoint(names)
+            and cut.issuperset(made)
+            and not op_flops(op, program.values)
+        ):
             inside.update(made)
         else:
             for name in inside.intersection(names):
-                found.setdefault(name)
+                found.setdefault(roots.get(name, name))
     gradients = set(program.gradients.values())
     return [name for name in found if name not in gradients]
 

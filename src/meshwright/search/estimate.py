@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, prod
 from types import MappingProxyType
 
@@ -27,7 +28,7 @@ from meshwright.cost.flops import op_flops
 from meshwright.cost.memory import optimizer_cost
 from meshwright.cost.table import CostTable
 from meshwright.errors import MeshwrightError, StrategyError
-from meshwright.layout.assignment import resolve
+from meshwright.layout.assignment import own_ops, resolve
 from meshwright.layout.groups import Analysis, Group
 from meshwright.plan.types import BUCKET_BYTES, Decision
 from meshwright.search import axis_context, axis_edge, axis_expert, axis_spatial
@@ -40,7 +41,15 @@ from meshwright.search.bound import (
     memory_lower_bound,
 )
 from meshwright.search.sequence_groups import token_groups
-from meshwright.search.space import IDLE, STAGE, STORABLE, ClassKey, Point, Space
+from meshwright.search.space import (
+    IDLE,
+    STAGE,
+    STORABLE,
+    ClassKey,
+    ParameterClass,
+    Point,
+    Space,
+)
 
 __all__ = ["Estimate", "Estimator"]
 
@@ -328,7 +337,6 @@ class Estimator:
         compute_s = max(
             count * float((self.fixed + self.variable * share * scale).sum()),
             count * self.host_s,
-            self.bound_s(active),
         )
         reduce_s, floor_reduce_s = self._gradients(point, sizes, tensor_cuts)
         others_s = sum(
@@ -343,7 +351,10 @@ class Estimator:
             # How stages divide the model is not known here, nor what constraints change.
             floor_reduce_s = 0.0
         return Estimate(
-            compute_s + (tensor_s + tables_s) * count + reduce_s + others_s + optimizer_s,
+            max(
+                compute_s + (tensor_s + tables_s) * count + reduce_s + others_s + optimizer_s,
+                self.bound_s(active),
+            ),
             self._bytes(
                 held,
                 scale
@@ -509,16 +520,16 @@ class Estimator:
             volumes: dict[tuple[str, int], list[float]] = {}
             tensors: dict[tuple[str, int], int] = {}
             for item in self.space.parameters:
-                if not item.trainable or (axis == "expert" and self._expert(item.items[0].value)):
+                if not item.trainable:
                     continue
-                path = item.items[0].path
-                if any(over == axis and key[0] == path for over, key in point.beside):
+                own = self._own(point, item)
+                if axis in own:
                     continue  # each device makes the gradient of its part
-                nbytes = item.nbytes / max(cuts.get(path, 1), 1)
-                nbytes /= prod(sizes.get(over, 1) for over, key in point.beside if key[0] == path)
+                nbytes = item.nbytes / max(cuts.get(item.items[0].path, 1), 1)
+                nbytes /= prod(sizes.get(over, 1) for over in own)
                 number = sum(self.weight_of.get(one.path, 1) for one in item.items)
                 stage = point.residency(item.number)
-                held = [other for other in axes if other in point.stored]
+                held = [other for other in axes if other in point.stored and other not in own]
                 if not stage or not held:
                     kinds = [("all_reduce", 1)]
                 elif axis not in held:
@@ -546,8 +557,17 @@ class Estimator:
         certain = all(axis in ("data", "replica") for axis in axes) and not point.beside
         return total, least if certain else 0.0
 
-    def _expert(self, value: str) -> bool:
-        return any(value in group.members for group in self.groups("expert"))
+    def _own(self, point: Point, item: ParameterClass) -> set[str]:
+        """Axes that cut a parameter as it is computed with, beside `tensor`: nothing of it is
+        reduced over these or stored over them once more."""
+        first = item.items[0]
+        own = {axis for axis, key in point.beside if key[0] == first.path}
+        return own | {"expert"} if first.value in self._experts else own
+
+    @cached_property
+    def _experts(self) -> frozenset[str]:
+        """Values that the axis `expert` cuts."""
+        return frozenset(name for group in self.groups("expert") for name in group.members)
 
     def _exchange(
         self, axis: str, sizes: Mapping[str, int], count: int, scale: float, point: Point
@@ -568,6 +588,22 @@ class Estimator:
             seconds += times * each_s
         return seconds * count
 
+    @cached_property
+    def _to_gradients(self) -> frozenset[str]:
+        """Parameters' gradients, and what views, copies and casts make them of."""
+        analysis = self.space.first
+        found: set[str] = set()
+        stack = [name for name in analysis.program.gradients.values() if name]
+        while stack:
+            name = stack.pop()
+            found.add(name)
+            made = analysis.made_by.get(name)
+            if made is not None and len(analysis.operands[made.name]) == 1:
+                before = analysis.operands[made.name][0]
+                if analysis.program.values[before].numel == analysis.program.values[name].numel:
+                    stack.append(before)
+        return frozenset(found)
+
     def _moved(self, axis: str) -> tuple[Counter[int], Counter[int]]:
         """Bytes of each sum that an axis leaves pending, and of each value that it gathers.
 
@@ -578,11 +614,14 @@ class Estimator:
             return found
         analysis = self.space.first
         values = analysis.program.values
-        gradients = {name for name in analysis.program.gradients.values() if name}
+        gradients = self._to_gradients
         # Parameters are not exchanged: those that an axis cuts stay where they are.
         stay = {values[item.value].storage for item in analysis.program.inputs_of("parameter")}
         pending: Counter[int] = Counter()
         ends: Counter[int] = Counter()
+        alone = [
+            group for group in self.groups(axis) if group.ends and group.ends == (*group.cuts,)
+        ]
         for group in self.groups(axis):
             if axis == "context":
                 for name in group.cuts:
@@ -594,10 +633,12 @@ class Estimator:
             for name in group.pending:
                 if name not in gradients:
                     pending[values[name].nbytes] += self._weight(name)
-            for name in group.ends:
+            for name in group.ends if group not in alone else ():
                 for used in dict.fromkeys(analysis.operands[name]):
                     if used in group.members and values[used].storage not in stay:
                         ends[values[used].nbytes] += self._weight_of_op[name]
+        for name in axis_expert.travelling(analysis, alone):
+            ends[values[name].nbytes] += self._weight(name)
         self._exchanged[axis] = pending, ends
         return pending, ends
 
@@ -605,16 +646,12 @@ class Estimator:
         always = stepped_bytes = gradients = gathered = 0.0
         stepped = 0
         gradients_of = self.space.first.program.gradients
-        held = prod(size for axis, size in sizes.items() if axis in point.stored)
-        beside: dict[str, int] = {}
-        for axis, key in point.beside:
-            beside[key[0]] = beside.get(key[0], 1) * sizes.get(axis, 1)
         for item in self.space.parameters:
+            own = self._own(point, item)
+            held = prod(s for axis, s in sizes.items() if axis in point.stored and axis not in own)
             number = sum(self.weight_of.get(one.path, 1) for one in item.items)
             computed = item.nbytes * number / max(cuts.get(item.items[0].path, 1), 1)
-            if "expert" in sizes and self._expert(item.items[0].value):
-                computed /= sizes["expert"]
-            computed /= beside.get(item.items[0].path, 1)
+            computed /= prod(sizes.get(axis, 1) for axis in own)
             stage = point.residency(item.number)
             if not item.trainable and stage < 3:
                 stage = 0
@@ -637,16 +674,11 @@ class Estimator:
 
 def _alone(analysis: Analysis, group: Group, value: str) -> Group:
     """A group of which `value` alone is cut: the matrix work that uses it, to which tokens go."""
-    carriers = {value}
-    for op in analysis.program.ops:
-        names = analysis.operands[op.name]
-        if names and carriers.issuperset(names) and not op_flops(op, analysis.program.values):
-            carriers.update(name for name in op.results if name is not None)
     cuts = {
-        name: cut for name, cut in group.cuts.items()
-        if not carriers.isdisjoint(analysis.operands[name])
-        and op_flops(analysis.by_name[name], analysis.program.values)
-    }  # fmt: skip
+        name: cut
+        for name, cut in own_ops(analysis, group, value, analysis.gradient_of.get(value)).items()
+        if op_flops(analysis.by_name[name], analysis.program.values)
+    }
     moved = {
         name: split for name, split in group.members.items()
         if name == value or any(name in analysis.operands[op] for op in cuts)
