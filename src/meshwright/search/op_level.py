@@ -35,7 +35,8 @@ MOST_OPS = 400  # of a Program: more take longer than a search has
 AXIS = "data"  # the one axis, by the name of what most values are cut along
 _SHARE = 0.75  # of the time that is left
 # What it takes at least, on a machine with nothing else to do: to load the solver, and an op.
-_LEAST_S, _OP_S = 0.5, 0.012
+_LEAST_S, _OP_S = 0.5, 0.01
+_MOST_S = 6.0  # of the solver
 _TOLERANCE = 4e-3
 _NODES = 400  # of the solver's tree, so that the answer is the same on any machine
 _LEAST_GAIN = 1e-3  # for less than that a plan by groups, which is easier to read, is kept
@@ -58,13 +59,17 @@ LayByOp = Callable[[Analysis, Mesh], Laying]
 
 @dataclass
 class ByOp:
-    """The stage of one search. best: what it found; why_not: why there is nothing."""
+    """The stage of one search.
+
+    best: what it found; why_not: why there is nothing. cut_off: for lack of time, so that a faster
+    machine may find another.
+    """
 
     lay: LayByOp
     stands_for: Mapping[str, int]
     best: Evaluated | None = None
     why_not: str = ""
-    proved: bool = field(default=False, init=False)
+    cut_off: bool = field(default=False, init=False)
 
     def run(self, costing: Costing, devices: int) -> None:
         """Solve for all devices on one axis, where the strategy leaves that open."""
@@ -84,7 +89,7 @@ class ByOp:
         elif self.stands_for:
             self.why_not = "blocks stand for others"
         elif _LEAST_S + _OP_S * count > _SHARE * (costing.deadline - costing.clock()):
-            self.why_not = "too little time is left"
+            self.why_not, self.cut_off = "too little time is left", True
         if self.why_not:
             return
         try:
@@ -97,10 +102,12 @@ class ByOp:
         from meshwright.search.oracle_solve import solve
 
         constraints = costing.space.constraints
-        left_s = max(costing.deadline - costing.clock(), 0.0)
         laying = self.lay(analysis, mesh)
         problem = restricted(laying.problem(), constraints, analysis)
-        found = solve(problem, seconds=_SHARE * left_s, tolerance=_TOLERANCE, nodes=_NODES)
+        seconds = min(_SHARE * (costing.deadline - costing.clock()), _MOST_S)
+        self.cut_off = True
+        found = solve(problem, seconds=max(seconds, 0.0), tolerance=_TOLERANCE, nodes=_NODES)
+        self.cut_off = found.cut_off
         decisions, parameters = laying.decided(found.choice, problem)
         assignment = assign(analysis, mesh, decisions, parameters)
         check(constraints, analysis, assignment)
@@ -114,7 +121,6 @@ class ByOp:
         forbidden = costing.space.forbidden(made)
         if forbidden:
             raise MeshwrightError(f"'{forbidden}' forbids it")
-        self.proved = found.proved
         found_out = costing.evaluate(made)
         said = found_out if isinstance(found_out, Prediction) else found_out.prediction
         fits = costing.goal.fits(said.step_time_s, said.peak_memory_bytes, costing.memory_bytes)

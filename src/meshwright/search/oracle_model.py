@@ -178,7 +178,7 @@ class LinearProgram:
         base = {item.value: item.options[0].storage for item in self.problem.parameters}
         lies = {name: layouts[0] for name, layouts in self.problem.inputs.items()}
         start = self.problem.once(base, lies)
-        self.fixed = start
+        self.start = self._variable(start * _MICRO, whole=False)  # so that gaps are of the step
         for item, variables in zip(self.problem.parameters, self.holding, strict=True):
             for option, variable in zip(item.options, variables, strict=True):
                 stored = {**base, item.value: option.storage}
@@ -380,12 +380,12 @@ class LinearProgram:
             )
         bound = found.mip_dual_bound if found.mip_dual_bound is not None else 0.0
         return Optimum(
-            found.x, self.fixed + found.fun / _MICRO, self.fixed + bound / _MICRO,
-            found.status == 0,
+            found.x, found.fun / _MICRO, bound / _MICRO, found.status == 0
         )  # fmt: skip
 
     def _lower(self) -> np.ndarray:
         lower = np.zeros(len(self.costs))
+        lower[self.start] = 1.0
         lower[self.phases["once"]] = -np.inf  # beside the fixed part, which may be saved on
         return lower
 

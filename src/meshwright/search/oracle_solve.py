@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshwright.search.oracle import Choice, Problem, objective
 from meshwright.search.oracle_model import LinearProgram, OracleError
@@ -17,12 +17,13 @@ _LEAST_S = 0.01
 @dataclass(frozen=True)
 class Solution:
     """seconds: the objective of `choice`. bound: below which no choice is; equal to it up to
-    `tolerance` where `proved`."""
+    `tolerance` where `proved`. cut_off: the time was over, so that more of it may find another."""
 
     choice: Choice
     seconds: float
     bound: float
     proved: bool
+    cut_off: bool = False
 
 
 def solve(
@@ -63,7 +64,7 @@ def solve(
             break
         reached = now
     assert best is not None
-    return best
+    return replace(best, cut_off=time.monotonic() >= ends)
 
 
 def _near(one: int, other: int) -> bool:

@@ -190,6 +190,8 @@ def _run(
     _smallest(costing, tree)
     if _proved(costing):
         return "proved"
+    if single is not None and single.cut_off:
+        return "budget"
     if ended == "effort":
         return "effort"
     return "exhausted" if ended == "closed" else "settled"
