@@ -81,8 +81,11 @@ RULES: dict[str, Rule] = {
     "report": rule(*DATA, "simulate"),
     "outline": rule(*PLANNING, "lower", torch=True),
     "model": rule(*PLANNING, *TORCH, "capture", "lower", "runtime", "outline", torch=True),
-    "planner": rule(*PLANNING, *TORCH, "capture", "lower", "runtime", "model", torch=True),
-    "api": rule(*STAGES, "model", "planner", torch=True),
+    "stepping": rule(*PLANNING, *TORCH, "capture", "lower", "runtime", "model", torch=True),
+    "planner": rule(
+        *PLANNING, *TORCH, "capture", "lower", "runtime", "model", "stepping", torch=True
+    ),
+    "api": rule(*STAGES, "model", "planner", "stepping", torch=True),
     # Commands parse, call the api and print; they also start processes, name models of
     # the zoo and write pages and timelines, but touch no stage between capture and lowering.
     "cli": rule(*DATA, "api", "__init__", "report", "runtime", "simulate", "task", "zoo"),

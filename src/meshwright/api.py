@@ -33,7 +33,6 @@ from meshwright.plan.file import load_plan
 from meshwright.plan.types import Plan, RandomNumbers
 from meshwright.planner import costed as costed
 from meshwright.planner import plan as plan
-from meshwright.planner import predict, tokens_of
 from meshwright.runtime.comm import Communicator, connect
 from meshwright.runtime.compare import Comparison, compare
 from meshwright.runtime.job import Compiled, Job
@@ -43,6 +42,7 @@ from meshwright.runtime.trainer import OptimizerFactory
 from meshwright.runtime.worker import init_process
 from meshwright.simulate.step import simulate
 from meshwright.simulate.types import Simulation
+from meshwright.stepping import predict, tokens_of
 from meshwright.task import Task
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import get_args
 
 from meshwright._version import __version__
@@ -13,30 +12,22 @@ from meshwright.cluster.parse import parse_cluster
 from meshwright.cluster.types import Cluster, Profile
 from meshwright.cluster.variants import with_hosts, with_larger_devices
 from meshwright.collecting import rare_collections
-from meshwright.cost.flops import op_flops
 from meshwright.cost.memory import optimizer_cost
 from meshwright.cost.table import table_for
 from meshwright.errors import MeshwrightError, NoPlanFits, UsageError
-from meshwright.layout.assignment import assign
-from meshwright.layout.groups import Analysis
-from meshwright.layout.lowered import LoweredProgram
 from meshwright.layout.origins import origins
 from meshwright.layout.remarks import remarks
 from meshwright.lower.alone import Alone
 from meshwright.lower.by_op import OpByOp
-from meshwright.lower.lower import lower
 from meshwright.model import Model
 from meshwright.plan.types import (
     BUCKET_BYTES,
     Alternative,
-    Pipeline,
     Plan,
     Prediction,
     RandomNumbers,
 )
 from meshwright.program.fingerprint import fingerprint, parameters_fingerprint
-from meshwright.program.rolled import Irregular
-from meshwright.program.types import Program
 from meshwright.search.catalogue import named
 from meshwright.search.closest import Site, candidate_of, what_would_fit
 from meshwright.search.constraints import Constraints, resolve
@@ -45,9 +36,8 @@ from meshwright.search.costing import SearchProgress
 from meshwright.search.goals import goal_of, over_parts, smaller
 from meshwright.search.search import default_budget_s, search
 from meshwright.search.strategy import parse_strategy
-from meshwright.search.types import Candidate, Costs, Evaluate, Evaluated
-from meshwright.simulate.step import simulate
-from meshwright.simulate.types import Simulation
+from meshwright.search.types import Candidate, Evaluate, Evaluated
+from meshwright.stepping import Laid, Stepping
 from meshwright.task import Task
 
 Progress = Callable[[str], None]
@@ -59,9 +49,6 @@ _SEARCHED = (0.3, 0.75)
 # What tree and improvement may do, in seconds of nominal speed: less than the search has even
 # after long captures, so that not the clock ends it.
 _EFFORT = 0.25
-
-# What a step waits for by how parameters are stored; see `simulate.types.StageResult.stalls`.
-_OF_STORAGE = ("gathers", "gradient reduction", "contention")
 
 
 @rare_collections()
@@ -154,12 +141,12 @@ def plan(
     say("capturing the step")
     started, captured_before = time.perf_counter(), model.capture_s
     batch = model.global_batch
-    stepping = _Stepping(model, where, clip_norm is not None, optimizer, bucket_bytes)
+    stepping = Stepping(model, where, clip_norm is not None, optimizer, bucket_bytes)
     alike = not (obeyed and obeyed.names_single_layers(_names(model)))
     # One candidate is laid out on all blocks at once, many on few of them.
     few = wanted.auto and alike
     time_left = _TimeLeft(model, budget_s, begun)
-    made: _Laid | None = None
+    made: Laid | None = None
     while made is None:  # once more where few blocks turn out not to stand for all
         first = model.outline(wanted.microbatches or 1) if few else None
         if few and not model.shorten:
@@ -261,7 +248,7 @@ def costed(
     model = model or Model(task)
     model.prober.say = say
     say("capturing the step")
-    stepping = _Stepping(model, where, clip_norm is not None, optimizer, bucket_bytes)
+    stepping = Stepping(model, where, clip_norm is not None, optimizer, bucket_bytes)
     few = not (obeyed and obeyed.names_single_layers(_names(model)))
     analysis = model.outline(microbatches).few if few else model.whole(microbatches)
     resolve(obeyed, analysis)
@@ -286,7 +273,7 @@ def _names(model: Model) -> Iterator[str]:
     return (name for name, _ in model.blueprint.module.named_parameters())
 
 
-def _site(stepping: _Stepping, constraints: Constraints, few: bool, alike: bool) -> Site:
+def _site(stepping: Stepping, constraints: Constraints, few: bool, alike: bool) -> Site:
     """What `what_would_fit` plans with; alike: few blocks may stand for all."""
     model, cluster = stepping.model, stepping.cluster
 
@@ -350,139 +337,3 @@ class _TimeLeft:
         searched_s = now - self.started - (self.model.capture_s - self.captured_s)
         least, until = _SEARCHED
         return max(least * self.budget_s - searched_s, until * self.budget_s - (now - self.begun))
-
-
-@dataclass(frozen=True)
-class _Laid:
-    """A candidate laid out on all blocks of the model."""
-
-    candidate: Candidate
-    analysis: Analysis
-    lowered: LoweredProgram
-    prediction: Prediction
-    pipeline: Pipeline | None
-
-
-@dataclass
-class _Stepping:
-    """Lowers and simulates candidates."""
-
-    model: Model
-    cluster: Cluster
-    clip: bool
-    optimizer: str
-    bucket_bytes: int
-    _last: tuple[Candidate, _Laid] | None = field(init=False, default=None)
-    _kept_s: float = field(init=False, default=0.0)  # of what was simulated last
-
-    def predict(self, candidate: Candidate, few: bool) -> Prediction:
-        """few: the candidate is of few blocks that stand for all, where the model has such."""
-        outline = self.model.outline(candidate.microbatches) if few else None
-        if outline is None or not (outline.shortened or outline.derived):
-            laid = self.whole(candidate, few)
-            assert laid is not None
-            return laid.prediction
-        lowered = self._lower(outline.few, candidate)
-        result = self._simulate(lowered, candidate, outline.stands_for)
-        program, count = outline.few.program, candidate.microbatches
-        return predict(result, program, count, self.cluster, outline.flops)
-
-    def costs(self, candidate: Candidate, few: bool) -> Costs:
-        """As `predict`, with what of it does not depend on how parameters are stored."""
-        said = self.predict(candidate, few)
-        return Costs(said, self._kept_s)
-
-    def simulated(self, candidate: Candidate, few: bool) -> Simulation:
-        outline = self.model.outline(candidate.microbatches) if few else None
-        if outline is None:
-            return self._simulate(
-                self._lower(self.model.whole(candidate.microbatches), candidate), candidate
-            )
-        return self._simulate(self._lower(outline.few, candidate), candidate, outline.stands_for)
-
-    def whole(self, candidate: Candidate, few: bool) -> _Laid | None:
-        """The candidate on all blocks of the model; few: it is one of few that stand for all.
-
-        None where these turn out not to.
-        """
-        if self._last is not None and self._last[0] is candidate:
-            return self._last[1]
-        count, given = candidate.microbatches, candidate
-        if not few:
-            analysis = self.model.whole(count)
-        else:
-            try:
-                outline, analysis = self.model.planned(count)
-                candidate = outline.expand(candidate)
-            except Irregular as error:
-                self.model.look_again(str(error))
-                return None
-        lowered = self._lower(analysis, candidate)
-        result = self._simulate(lowered, candidate)
-        prediction = predict(result, analysis.program, count, self.cluster)
-        made = _Laid(candidate, analysis, lowered, prediction, result.pipeline)
-        self._last = given, made
-        return made
-
-    def _lower(self, analysis: Analysis, candidate: Candidate) -> LoweredProgram:
-        mesh = candidate.mesh
-        assignment = assign(analysis, mesh, candidate.decisions, candidate.parameters, self.clip)
-        return lower(analysis, assignment, mesh.coordinate(0), self.bucket_bytes)
-
-    def _simulate(
-        self,
-        lowered: LoweredProgram,
-        candidate: Candidate,
-        stands_for: Mapping[str, int] = MappingProxyType({}),
-    ) -> Simulation:
-        found = simulate(
-            lowered, self.cluster, microbatches=candidate.microbatches, optimizer=self.optimizer,
-            pipeline=candidate.pipeline, recompute=candidate.recompute, stands_for=stands_for,
-            memory_curve=False,
-        )  # fmt: skip
-        stored_s = sum(found.stalls.get(cause, 0.0) for cause in _OF_STORAGE)
-        # Clipping and adding up microbatches go over gradients as they are stored.
-        known = found.stalls and not self.clip and candidate.microbatches == 1
-        self._kept_s = found.step_time_s - found.optimizer_s - stored_s if known else 0.0
-        return found
-
-
-def predict(
-    result: Simulation,
-    program: Program,
-    microbatches: int,
-    cluster: Cluster,
-    flops: float | None = None,
-) -> Prediction:
-    """What the simulation says, with rates: tokens (or examples) and model FLOPs per second.
-
-    flops: of one microbatch, where the Program has not all blocks of the model.
-    """
-    if flops is None:
-        flops = sum(op_flops(op, program.values) for op in program.ops)
-    flops *= microbatches
-    tokens = microbatches * tokens_of(program)
-    return Prediction(
-        step_time_s=result.step_time_s,
-        step_time_interval_s=result.step_time_interval_s,
-        peak_memory_bytes=result.peak_memory_bytes,
-        tokens_per_s=tokens / result.step_time_s if result.step_time_s else None,
-        mfu=flops / (result.step_time_s * cluster.peak_flops) if result.step_time_s else None,
-        collectives=result.collectives,
-        before_merging=result.before_merging,
-        compute_s=result.compute_s + result.optimizer_s,
-        communication_s=result.communication_s,
-        memory=result.memory,
-    )
-
-
-def tokens_of(program: Program) -> int:
-    """Tokens of one microbatch: elements of the first batch leaf that holds token numbers.
-
-    A model without one counts examples.
-    """
-    leaves = [program.values[item.value] for item in program.inputs_of("batch")]
-    for leaf in leaves:
-        if leaf.dtype in ("int64", "int32") and len(leaf.shape) >= 2:
-            return leaf.numel
-    return leaves[0].shape[0] if leaves and leaves[0].shape else 1

@@ -12,7 +12,6 @@ from meshwright.cluster.types import Cluster
 from meshwright.cost.table import table_for
 from meshwright.errors import MeshwrightError
 from meshwright.plan.types import BUCKET_BYTES
-from meshwright.planner import _Stepping
 from meshwright.search import catalogue, moves
 from meshwright.search.costing import BudgetOver, Costing, computed_alike
 from meshwright.search.estimate import Estimator
@@ -20,6 +19,7 @@ from meshwright.search.goals import TIME
 from meshwright.search.names import Names
 from meshwright.search.space import Point, Space
 from meshwright.search.strategy import parse_strategy
+from meshwright.stepping import Stepping
 from meshwright.zoo.gpt import gpt_task
 from meshwright.zoo.mlp import mlp_task
 
@@ -37,7 +37,7 @@ def costing_of(name: str, cluster: Cluster) -> Costing:
     known = model(name)
     space = Space(parse_strategy("auto"), cluster.size, known.global_batch, known.whole)
     estimator = Estimator(space, table_for(cluster), "adamw")
-    stepping = _Stepping(known, cluster, False, "adamw", BUCKET_BYTES)
+    stepping = Stepping(known, cluster, False, "adamw", BUCKET_BYTES)
     return Costing(
         space, lambda made: stepping.costs(made, True), cluster.memory_bytes, TIME, estimator,
         float("inf"),
