@@ -39,6 +39,8 @@ DEVICES = (8, 64, 512)
 NETWORKS = {"fast": 1.0, "slow": 10.0}  # the slow one has a tenth of the bandwidth
 KIND = "h100-sxm"
 SAME = 1e-9  # relative: times that differ by less are equal
+FAR = 1.02  # a named strategy that is so much slower without what ZeRO changes has none with it
+STORING = ("gathers", "gradient reduction", "contention")  # what a step waits for by storage
 
 LARGE: Mapping[str, tuple[str, str, Mapping[str, str], float, float]] = {
     "Llama 8B on 64 H100": (
@@ -120,8 +122,12 @@ class Named:
     fitting: int
 
 
-def best_named(model: Any, clusters: Mapping[str, Any]) -> dict[str, Named]:
-    """By cluster. These have the same devices, so that each strategy is lowered once."""
+def best_named(model: Any, clusters: Mapping[str, Any], every: bool) -> dict[str, Named]:
+    """By cluster. These have the same devices, so that each strategy is lowered once.
+
+    every: none is left out. Otherwise those with ZeRO are of which the step is far longer than
+    the best already without the optimizer and all that moves or waits for what ZeRO stores.
+    """
     from meshwright.errors import MeshwrightError
     from meshwright.layout.assignment import assign
     from meshwright.lower.lower import lower
@@ -132,17 +138,30 @@ def best_named(model: Any, clusters: Mapping[str, Any]) -> dict[str, Named]:
     from meshwright.simulate.step import simulate
 
     best = {name: Named(None, float("inf"), 0) for name in clusters}
+    least: dict[tuple[str, str], float] = {}  # seconds, by cluster and strategy without ZeRO
     devices = next(iter(clusters.values())).size
     analysis = model.whole(1)
-    for text in named(analysis, devices, model.global_batch):
+    texts = named(analysis, devices, model.global_batch)
+    for text in sorted(texts, key=lambda item: ("zero=" in item, item)):
+        plain = ",".join(part for part in text.split(",") if not part.startswith("zero="))
+        wanted = [
+            name for name in clusters
+            if every or least.get((name, plain or "data"), 0.0) <= FAR * best[name].step_s
+        ]  # fmt: skip
+        if not wanted:
+            continue
         try:
             made = candidate_of(text, analysis, devices, 1, NONE)
             assignment = assign(analysis, made.mesh, made.decisions, made.parameters)
             lowered = lower(analysis, assignment, made.mesh.coordinate(0), BUCKET_BYTES)
         except MeshwrightError:
             continue
-        for name, cluster in clusters.items():
+        for name in wanted:
+            cluster = clusters[name]
             said = simulate(lowered, cluster, microbatches=1, optimizer="adamw", memory_curve=False)
+            if plain == text:
+                stored_s = sum(said.stalls.get(cause, 0.0) for cause in STORING)
+                least[name, plain or "data"] = said.step_time_s - said.optimizer_s - stored_s
             if said.peak_memory_bytes > cluster.memory_bytes:
                 continue
             known = best[name]
@@ -152,7 +171,9 @@ def best_named(model: Any, clusters: Mapping[str, Any]) -> dict[str, Named]:
     return best
 
 
-def cells_of(title: str, devices: int, budget_s: float, until: float) -> list[dict[str, Any]]:
+def cells_of(
+    title: str, devices: int, budget_s: float, until: float, slower: float, every: bool
+) -> list[dict[str, Any]]:
     """A model on so many devices, with an example for each at least; until: by `time.time`."""
     from meshwright.errors import MeshwrightError
     from meshwright.model import Model
@@ -167,14 +188,17 @@ def cells_of(title: str, devices: int, budget_s: float, until: float) -> list[di
     load, (reference, options) = make.func, make.args
     batch = max(devices, int(options.get("global_batch", 1)))
     model = Model(load(reference, {**options, "global_batch": str(batch)}))
-    clusters = {name: cluster_of(devices, slower) for name, slower in NETWORKS.items()}
-    names = best_named(model, clusters)
+    clusters = {name: cluster_of(devices, times) for name, times in NETWORKS.items()}
+    names = best_named(model, clusters, every)
     found = []
     for cell in cells:
         network = cell["network"]
         started = time.process_time()
         try:
-            made = plan(model.task, clusters[network], "auto", model=model, budget_s=budget_s)
+            made = plan(
+                model.task, clusters[network], "auto", model=model, budget_s=slower * budget_s,
+                effort_s=budget_s,
+            )  # fmt: skip
         except MeshwrightError as error:
             found.append({**cell, "failed": error.message})
             continue
@@ -199,7 +223,9 @@ def cells(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     until = time.time() + 60 * given.minutes
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
         asked = {
-            where: pool.submit(cells_of, *where, given.budget_seconds, until)
+            where: pool.submit(
+                cells_of, *where, given.budget_seconds, until, given.slower, given.every_name
+            )
             for where in wanted
             if where not in known
         }
@@ -355,6 +381,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose name holds this")
     parser.add_argument("--devices", default=",".join(map(str, DEVICES)), metavar="N,M")
     parser.add_argument("--budget-seconds", type=float, default=20, help="of each search")
+    parser.add_argument(
+        "--slower", type=float, default=1, metavar="TIMES",
+        help="the table's searches have so many times the seconds, for no more work: for a "
+        "machine that does other things beside",
+    )  # fmt: skip
+    parser.add_argument("--every-name", action="store_true", help="none is taken to be too slow")
     parser.add_argument("--minutes", type=float, default=30, help="of the table")
     parser.add_argument("--jobs", type=int, default=1, help="processes of the table")
     parser.add_argument("--table", type=Path, metavar="FILE", help="cells to take and to keep")

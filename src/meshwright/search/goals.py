@@ -129,6 +129,10 @@ def money_per_step(cluster: Cluster, seconds: float) -> float:
     return price * seconds / _HOUR_S
 
 
+def _devices(part: Cluster) -> str:
+    return "1 device" if part.size == 1 else f"{part.size} devices"
+
+
 def over_parts(
     goal: Goal, cluster: Cluster, budget_s: float, plan_on: Callable[[Cluster, float], Plan]
 ) -> Plan:
@@ -151,15 +155,16 @@ def over_parts(
         try:
             made = plan_on(part, max(left_s / (len(parts) - number), 0.0))
         except (NoPlanFits, StrategyError) as error:
-            said.append(f"{part.size} devices: {error.message.split('. ')[0]}")
+            said.append(f"{_devices(part)}: {error.message.split('. ')[0]}")
             refused = error
             continue
         if goal.kind == "devices":
-            why = f"Of what was tried, {part.size} devices are the fewest that it fits on"
+            are = "is" if part.size == 1 else "are"
+            why = f"Of what was tried, {_devices(part)} {are} the fewest that it fits on"
             tried = f" ({'; '.join(said)})" if said else ""
             return made.model_copy(update={"why": f"{why}{tried}. {made.why}"})
         money = money_per_step(part, made.predicted.step_time_s)
-        said.append(f"{part.size} devices: {money:.3g}")
+        said.append(f"{_devices(part)}: {money:.3g}")
         if best is None or money < best[0]:
             best = money, made
     if best is None:

@@ -71,6 +71,11 @@ class Reckoning:
             over *= max(1.0, seconds / self._goal.max_step_time_s)
         return max(self._goal.objective(seconds, nbytes), 1e-12) * over**2
 
+    def quickest(self, point: Point) -> float:
+        """Seconds as reckoned, more for what would not fit."""
+        seconds, nbytes, _ = self.reckon(point)
+        return seconds * max(1.0, nbytes / self._memory_bytes) ** 2
+
     def behind(self, point: Point, best: Evaluated | None) -> str:
         """Why what was costed makes the point not worth costing, in words; empty where it is."""
         if best is None or not best.fits or self._estimator is None:

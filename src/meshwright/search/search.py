@@ -212,9 +212,10 @@ def _within(costing: Costing, effort: float, least: int, stage: Callable[[], str
 
 
 def _smallest(costing: Costing, tree: Tree) -> None:
-    """Where nothing fits so far: the points of least memory, which at least say what is closest.
+    """Where nothing fits so far: the points that say what is closest, those of least memory.
 
-    What a bound ruled out is among them, and no budget ends this.
+    Of a bound on the step's time, the quickest. What a bound ruled out is among them, and no
+    budget ends this.
     """
     if costing.best is not None and costing.best.result.fits:
         return
@@ -229,6 +230,9 @@ def _smallest(costing: Costing, tree: Tree) -> None:
     options = list(dict.fromkeys(options))
     if costing.estimator is not None:
         options.sort(key=costing.estimator.smallest)
+    if costing.goal.max_step_time_s is not None:
+        options += [tree.complete(mesh) for mesh in tree.meshes]
+        options = sorted(dict.fromkeys(options), key=costing.reckoning.quickest)
     costing.deadline = float("inf")
     for option in options[:_CLOSEST]:
         costing.forget(option)
@@ -279,7 +283,8 @@ def _found(costing: Costing, stopped: Stopped, estimator: Estimator | None) -> F
     best = costing.best
     assert best is not None
     if not best.result.fits:
-        raise _nothing_fits(evaluated, costing.memory_bytes, costing.goal)
+        bound_s = estimator.lower_bound_s() if estimator is not None else None
+        raise _nothing_fits(evaluated, costing.memory_bytes, costing.goal, bound_s)
     rank = costing.goal.rank
     others = sorted(
         (item for item in costing.costed if item is not best), key=lambda c: rank(c.result)
@@ -414,13 +419,16 @@ def _why(costing: Costing, best: Costed, stopped: Stopped, others: list[Evaluate
     )
 
 
-def _nothing_fits(evaluated: list[Evaluated], memory_bytes: int, goal: Goal) -> NoPlanFits:
+def _nothing_fits(
+    evaluated: list[Evaluated], memory_bytes: int, goal: Goal, bound_s: float | None = None
+) -> NoPlanFits:
     small = [item for item in evaluated if item.prediction.peak_memory_bytes <= memory_bytes]
     if small and goal.max_step_time_s is not None:
         quickest = min(small, key=lambda item: item.prediction.step_time_s)
         return NoPlanFits(
             f"No plan takes at most {goal.max_step_time_s:g} s. The quickest that fits is "
-            f"{quickest.candidate.name}, with {quickest.prediction.step_time_s:.4g} s.",
+            f"{quickest.candidate.name}, with {quickest.prediction.step_time_s:.4g} s."
+            + (f" None can take less than {bound_s:.4g} s." if bound_s else ""),
             "Allow more time, or plan for more devices.",
         )
     closest = min(evaluated, key=lambda item: item.prediction.peak_memory_bytes)
