@@ -37,7 +37,7 @@ _SHARE = 0.75  # of the time that is left
 # What it takes at least, on a machine with nothing else to do: to load the solver, and an op.
 _LEAST_S, _OP_S = 0.5, 0.01
 _MOST_S = 6.0  # of the solver
-_TOLERANCE = 4e-3
+_TOLERANCE = 2e-3
 _NODES = 400  # of the solver's tree, so that the answer is the same on any machine
 _LEAST_GAIN = 1e-3  # for less than that a plan by groups, which is easier to read, is kept
 
