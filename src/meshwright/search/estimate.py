@@ -95,6 +95,27 @@ class _Held:
 
 
 @dataclass(frozen=True)
+class _Moves:
+    """Seconds of parameters' and gradients' collectives: of gathers once a step, of reductions
+    once a step, and of those of each microbatch, all microbatches together."""
+
+    gather: float
+    reduce: float
+    each: float
+
+    def waited_for(self, compute_s: float, count: int, slowdown: float | None) -> float:
+        """What a step is longer for them. slowdown: None where they run in line; otherwise
+        gathers run beside the first forward, reductions beside the last backward."""
+        whole = self.gather + self.reduce + self.each
+        if slowdown is None:
+            return whole
+        once_s = compute_s / count
+        hidden = min(self.gather, once_s / 3) + min(self.reduce, once_s * 2 / 3)
+        hidden += min(self.each, max(compute_s - hidden, 0.0))
+        return whole - hidden * (1 - slowdown)
+
+
+@dataclass(frozen=True)
 class _Lifetimes:
     """Of each value: the op that makes it, the last that uses it, by number, and its bytes."""
 
@@ -157,6 +178,8 @@ class Estimator:
             item.path: weights.get(_top(item.path, weights), 1)
             for item in program.inputs_of("parameter")
         }
+        # By how much compute beside collectives takes longer; None where they are in line.
+        self._slowdown = costs.constants.overlap_slowdown if accelerators else None
         self._bounds: dict[int, TimeBound] = {}
         self._memory_bounds: dict[int, MemoryBound] = {}
         self._masks: dict[str, NDArray[np.bool_]] = {}
@@ -338,7 +361,8 @@ class Estimator:
             count * float((self.fixed + self.variable * share * scale).sum()),
             count * self.host_s,
         )
-        reduce_s, floor_reduce_s = self._gradients(point, sizes, tensor_cuts)
+        moves, floor_reduce_s = self._gradients(point, sizes, tensor_cuts)
+        reduce_s = moves.waited_for(compute_s, count, self._slowdown)
         others_s = sum(
             self._exchange(axis, sizes, count, scale, point)
             for axis in ("context", "spatial", "edge", "expert")
@@ -511,11 +535,13 @@ class Estimator:
 
     def _gradients(
         self, point: Point, sizes: Mapping[str, int], cuts: Mapping[str, int]
-    ) -> tuple[float, float]:
-        """Seconds of gradients' reductions and of gathering parameters, and the least they take."""
+    ) -> tuple[_Moves, float]:
+        """Gradients' reductions and gathers of parameters, and the least they take."""
         axes = [axis for axis in _SUMMED if axis in sizes]
-        total = least = 0.0
+        seconds = dict.fromkeys(("gather", "reduce", "each"), 0.0)
+        floors = [0.0]  # of each axis: its collectives run one after another
         for axis in axes:
+            least = 0.0
             stride, parts = _stride(point, axis), sizes[axis]
             volumes: dict[tuple[str, int], list[float]] = {}
             tensors: dict[tuple[str, int], int] = {}
@@ -541,7 +567,7 @@ class Estimator:
                     again = point.microbatches
                     kinds = {
                         1: [("reduce_scatter", 1), ("all_gather", 1)],
-                        2: [("reduce_scatter", again), ("all_gather", 1)],
+                        2: [("reduce_scatter", again), ("all_gather", again)],
                         3: [("reduce_scatter", again), ("all_gather", 2 * again)],
                     }[stage]
                 for kind, times in kinds:
@@ -551,11 +577,17 @@ class Estimator:
                 volume = sum(found)
                 # A bucket has at least one whole tensor.
                 merged = max(1, min(tensors[kind, times], ceil(volume / BUCKET_BYTES)))
-                total += times * merged * self._collective(kind, parts, stride, volume / merged)
+                once = "gather" if kind == "all_gather" else "reduce"
+                part = once if times == 1 and point.microbatches > 1 else "each"
+                seconds[part] += (
+                    times * merged * self._collective(kind, parts, stride, volume / merged)
+                )
                 least += times * self._collective(kind, parts, stride, volume)
+            floors.append(least)
         # Only axes that certainly divide what each gradient is a sum over count for the bound.
         certain = all(axis in ("data", "replica") for axis in axes) and not point.beside
-        return total, least if certain else 0.0
+        least = sum(floors) if self._slowdown is None else max(floors)
+        return _Moves(**seconds), least if certain else 0.0
 
     def _own(self, point: Point, item: ParameterClass) -> set[str]:
         """Axes that cut a parameter as it is computed with, beside `tensor`: nothing of it is
