@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
 _CHILD = """
 import json, resource, sys, time
 started, used = time.perf_counter(), time.process_time()
-from meshwright.collecting import rare_collections
+from meshwright.collecting import leave_uncollected, rare_collections
 with rare_collections():
     from meshwright.api import Model, plan
     from meshwright.zoo.reference import load_task
@@ -60,6 +60,7 @@ print(json.dumps({
     "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     "strategy": made.strategy, "stopped": made.stopped,
 }))
+leave_uncollected()
 """
 
 

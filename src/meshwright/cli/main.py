@@ -29,7 +29,7 @@ from meshwright.cli.report import report
 from meshwright.cli.simulate import simulate
 from meshwright.cli.train import train
 from meshwright.cli.verify import verify
-from meshwright.collecting import rare_collections
+from meshwright.collecting import leave_uncollected, rare_collections
 
 __all__ = ["main", "run"]
 
@@ -109,4 +109,6 @@ def run(words: Sequence[str]) -> int:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    leave_uncollected()
+    sys.exit(code)
