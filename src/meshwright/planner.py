@@ -48,7 +48,7 @@ Progress = Callable[[str], None]
 _SEARCHED = (0.3, 0.7)
 # What tree and improvement may do, in seconds of nominal speed: less than the search has even
 # after long captures, so that not the clock ends it.
-_EFFORT = 0.25
+_EFFORT = 0.2
 
 
 @rare_collections()
