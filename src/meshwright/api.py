@@ -126,8 +126,9 @@ def parallelize(
         `torchrun` or `meshwright train` started.
     device: `cpu` or `cuda`; None takes CUDA where there is one.
     rng: `exact` or `fast` in place of what the plan says.
-    overlap: reduce gradients beside the backward; None does so on accelerators, where it is
-        for free, and not on CPUs, whose cores it takes from the backward.
+    overlap: gather parameters and reduce gradients beside compute; None does so on
+        accelerators, which have units of their own for it, and not on CPUs, whose cores it takes
+        from the compute.
     """
     resolved = plan if isinstance(plan, Plan) else load_plan(plan)
     if rng is not None:

@@ -63,7 +63,7 @@ class Job:
         device: torch.device,
         overlap: bool = False,
     ) -> None:
-        """overlap: reduce gradients beside the backward."""
+        """overlap: gather parameters and reduce gradients beside compute."""
         self.plan = plan
         self._overlap = overlap
         if overlap:
