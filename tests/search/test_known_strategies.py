@@ -101,12 +101,17 @@ def sharded_inside(made: Plan) -> None:
 
 
 def wide(made: Plan) -> None:
-    """Megatron's, each of its four reductions a layer a scatter and a gather."""
-    assert axes(made) == {"tensor": 8}
+    """Megatron's, each of its four reductions a layer a scatter and a gather.
+
+    Over all devices, or over parts of them, which then store what they don't share in parts.
+    """
+    sizes = axes(made)
+    assert sizes.keys() <= {"data", "tensor"}
+    assert sizes["tensor"] >= 4
     found = counts(made, "tensor")
     assert 4 * LAYERS <= found["reduce_scatter"] <= 4 * LAYERS + 2
     assert 4 * LAYERS <= found["all_gather"] <= 4 * LAYERS + 2
-    assert cut(made, "layers.0.gate.weight") == cut(made, "layers.1.query.weight") == {"tensor"}
+    assert cut(made, "layers.0.gate.weight") == cut(made, "layers.1.query.weight") == sizes.keys()
 
 
 def both(made: Plan) -> None:
@@ -124,7 +129,15 @@ def both(made: Plan) -> None:
 
 def long(made: Plan) -> None:
     assert axes(made) == {"context": 8}
+    assert ("batch[0]", 1) in {(item.value, item.dim) for item in made.decisions}
     found = counts(made, "context")
+    if BY_OP in made.strategy:
+        # From positions to heads and back around attention: queries, keys, values and what it
+        # gives, in the forward and in the backward.
+        assert found["all_to_all"] == 8 * LAYERS
+        assert found["all_gather"] == gathered(made)
+        assert reductions(made, "context") == 9 * LAYERS + 1 + 1
+        return
     # Keys and values are gathered, and their gradients scattered, in each layer.
     assert found["all_gather"] == 2 * LAYERS + gathered(made)
     assert reductions(made, "context") == 2 * LAYERS + 9 * LAYERS + 1 + 1
@@ -141,8 +154,14 @@ def experts(made: Plan) -> None:
 
 
 def graph(made: Plan) -> None:
-    """One sum of messages a step of the network each way; nodes are whole."""
+    """Edges are cut. One sum of messages a step of the network each way, where nodes are whole."""
     assert axes(made) == {"edge": 8}
+    assert ("batch[1]", 1) in {(item.value, item.dim) for item in made.decisions}  # [2, edges]
+    if BY_OP in made.strategy:
+        # Nodes may lie cut as well; nothing that is moved is as large as the messages.
+        nodes = 256**2 * 128 * 4
+        assert all(o.bytes // o.count <= nodes for o in made.origins if o.part != "reduce")
+        return
     per_part: dict[str, int] = {}
     for origin in made.origins:
         if origin.kind == "all_reduce" and origin.part in ("forward", "backward"):
@@ -199,6 +218,7 @@ def _buffers(name: str) -> list[str]:
     return [item.path for item in program.inputs_of("buffer")]
 
 
+BY_OP = "each op by itself"  # what the search calls plans that groups of dims don't make
 STEPS = 3
 SMALL = {
     "layers": LAYERS, "width": 768, "heads": 12, "hidden": 2048, "vocab": 32000, "seq_len": 1024,

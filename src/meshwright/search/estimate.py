@@ -300,9 +300,13 @@ class Estimator:
     def _find(self, axis: str) -> Iterable[Group]:
         analysis = self.space.first
         if axis in ("data", "replica"):
-            for item in analysis.program.inputs_of("batch"):
-                shape = analysis.program.values[item.value].shape
-                if shape and shape[0] > 1:
+            leaves = [
+                (item, analysis.program.values[item.value].shape[0])
+                for item in analysis.program.inputs_of("batch")
+                if analysis.program.values[item.value].shape
+            ]
+            for item, size in leaves:
+                if size > 1 and size == leaves[0][1]:  # as the batch is cut by name
                     decision = Decision(axis=axis, value=item.path, dim=0)
                     yield analysis.group(*resolve(analysis, decision))
             return

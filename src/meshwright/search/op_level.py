@@ -19,6 +19,7 @@ from meshwright.layout.groups import Analysis
 from meshwright.layout.types import REPLICATED, Layout
 from meshwright.plan.types import Choice as Chosen
 from meshwright.plan.types import Decision, ParameterPlan, Prediction
+from meshwright.search.axis_name import axis_name, renamed
 from meshwright.search.constraint_texts import REPLICATED as PINNED_WHOLE
 from meshwright.search.constraints import Constraints, check, refuse, resolve
 from meshwright.search.costing import Costing
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_OPS", "ByOp", "LayByOp", "Laying", "restricted"]
 
 MOST_OPS = 400  # of a Program: more take longer than a search has
-AXIS = "data"  # the one axis, by the name of what most values are cut along
+AXIS = "data"  # the one axis, until it is called by what most values are cut along
 _SHARE = 0.75  # of the time that is left
 # What it takes at least, on a machine with nothing else to do: to load the solver, and an op.
 _LEAST_S, _OP_S = 0.5, 0.01
@@ -111,13 +112,16 @@ class ByOp:
         decisions, parameters = laying.decided(found.choice, problem)
         assignment = assign(analysis, mesh, decisions, parameters)
         check(constraints, analysis, assignment)
-        refuse(constraints, mesh, decisions, parameters)
         stored = assignment.parameters
         parts = any(item.storage != item.compute for item in stored.values())
         made = Candidate(
             f"{AXIS}={mesh.size}; each op by itself", mesh, int(parts), 1, decisions,
             {path: as_stored(plan, stored[path]) for path, plan in parameters.items()},
         )  # fmt: skip
+        if costing.estimator is not None:
+            name = axis_name(costing.space, costing.estimator, assignment, AXIS)
+            made = renamed(made, AXIS, name)
+        refuse(constraints, made.mesh, made.decisions, made.parameters)
         forbidden = costing.space.forbidden(made)
         if forbidden:
             raise MeshwrightError(f"'{forbidden}' forbids it")
