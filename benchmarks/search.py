@@ -126,12 +126,15 @@ def best_named(model: Any, clusters: Mapping[str, Any], every: bool) -> dict[str
     """By cluster. These have the same devices, so that each strategy is lowered once.
 
     every: none is left out. Otherwise those with ZeRO are of which the step is far longer than
-    the best already without the optimizer and all that moves or waits for what ZeRO stores.
+    the best already without all that moves or waits for what ZeRO stores, and with the least
+    that an optimizer can take.
     """
+    from meshwright.cost.table import table_for
     from meshwright.errors import MeshwrightError
     from meshwright.layout.assignment import assign
     from meshwright.lower.lower import lower
     from meshwright.plan.types import BUCKET_BYTES
+    from meshwright.search.bound import lower_bound
     from meshwright.search.catalogue import named
     from meshwright.search.closest import candidate_of
     from meshwright.search.constraints import NONE
@@ -141,12 +144,16 @@ def best_named(model: Any, clusters: Mapping[str, Any], every: bool) -> dict[str
     least: dict[tuple[str, str], float] = {}  # seconds, by cluster and strategy without ZeRO
     devices = next(iter(clusters.values())).size
     analysis = model.whole(1)
+    stepping = {
+        name: lower_bound(analysis, table_for(where), devices=devices, microbatches=1).optimizer_s
+        for name, where in clusters.items()
+    }
     texts = named(analysis, devices, model.global_batch)
     for text in sorted(texts, key=lambda item: ("zero=" in item, item)):
-        plain = ",".join(part for part in text.split(",") if not part.startswith("zero="))
+        plain = ",".join(part for part in text.split(",") if not part.startswith("zero=")) or "data"
         wanted = [
             name for name in clusters
-            if every or least.get((name, plain or "data"), 0.0) <= FAR * best[name].step_s
+            if every or least.get((name, plain), 0.0) <= FAR * best[name].step_s
         ]  # fmt: skip
         if not wanted:
             continue
@@ -161,7 +168,8 @@ def best_named(model: Any, clusters: Mapping[str, Any], every: bool) -> dict[str
             said = simulate(lowered, cluster, microbatches=1, optimizer="adamw", memory_curve=False)
             if plain == text:
                 stored_s = sum(said.stalls.get(cause, 0.0) for cause in STORING)
-                least[name, plain or "data"] = said.step_time_s - said.optimizer_s - stored_s
+                apart_s = said.optimizer_s + stored_s - stepping[name]
+                least[name, plain] = said.step_time_s - apart_s
             if said.peak_memory_bytes > cluster.memory_bytes:
                 continue
             known = best[name]

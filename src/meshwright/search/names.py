@@ -21,6 +21,7 @@ from meshwright.search.strategy import parse_strategy
 
 __all__ = ["Names"]
 
+_NEAR = 1.03  # of the least guess: all devices alike are costed where theirs is below that
 _HOST = 8  # devices of one, where there is no cluster
 
 
@@ -44,14 +45,14 @@ class Names:
     def likely(self) -> None:
         """Those that are not reckoned to be behind, the quickest as reckoned first.
 
-        First where all devices compute the same, if that is reckoned quickest: then hardly
-        anything is left of what a bound leaves open.
+        Before them where all devices compute the same, if that is reckoned to be about as quick:
+        where it is, hardly anything is left of what a bound leaves open.
         """
         costing = self.costing
         score = costing.reckoning.score
         if costing.estimator is not None and self._open:
             same = Point(((IDLE, costing.space.devices),), self._open[0].microbatches)
-            if same.mesh in self.meshes and score(same) <= min(map(score, self._open)):
+            if same.mesh in self.meshes and score(same) <= _NEAR * min(map(score, self._open)):
                 costing.cost(same)
         later = []
         while self._open:
