@@ -1,4 +1,4 @@
-"""Gradients reduced beside the backward, by real gloo processes and in lockstep."""
+"""Parameters gathered and gradients reduced beside compute, by gloo processes and in lockstep."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from meshwright.api import Model, parallelize, plan, sgd
 from meshwright.cluster.mesh import Mesh
 from meshwright.errors import RunError
 from meshwright.plan.types import Plan
+from meshwright.runtime.beside import Pending, Work
 from meshwright.runtime.comm import Communicator
-from meshwright.runtime.lockstep import run_lockstep
+from meshwright.runtime.lockstep import LockstepTransport, run_lockstep
 from meshwright.runtime.worker import init_process
 from meshwright.zoo.reference import load_task
 
@@ -81,6 +83,67 @@ def test_the_order_of_work_changes_no_bit(microbatches: int, strategies: Sequenc
         assert plain[0][1] == plain[0][4] == counted
 
 
+class AtLast:
+    """Does nothing until it is waited for, in the order in which it was started."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[Work, Sequence[Pending], Pending]] = []
+        self.most = 0
+
+    def start(
+        self, axis: str, work: Work, needs: Sequence[Pending], tensors: Sequence[Tensor]
+    ) -> Pending:
+        outer = self
+
+        class Waiting(Pending):
+            def wait(self) -> None:
+                while any(item is self for *_, item in outer.started):
+                    outer.next()
+
+        pending = Waiting()
+        self.started.append((work, needs, pending))
+        self.most = max(self.most, len(self.started))
+        return pending
+
+    def next(self) -> None:
+        work, needs, _ = self.started.pop(0)
+        assert not any(item is need for need in needs for *_, item in self.started)
+        work()
+
+    def busy(self, axis: str) -> bool:
+        return bool(self.started)
+
+    def settle(self) -> None:
+        while self.started:
+            self.next()
+
+
+@pytest.mark.parametrize("strategy", [STRATEGIES[1], *STRATEGIES[3:], "data=2,context=2,zero=3"])
+def test_nothing_is_used_before_it_is_waited_for(
+    strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not there yet is NaN; a stream that falls behind changes no bit."""
+    model = gpt()
+    (made,) = planned(model, 2, [strategy])
+    mesh = Mesh(tuple(made.mesh.items()))
+    plain = run_lockstep(mesh, lambda comm: steps(made, model, comm, False))
+    late: list[AtLast] = []
+
+    def beside(transport: LockstepTransport) -> AtLast:
+        late.append(AtLast())
+        return late[-1]
+
+    monkeypatch.setattr(LockstepTransport, "beside", beside)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert torch.empty(2).isnan().all()
+        assert plain == run_lockstep(mesh, lambda comm: steps(made, model, comm, True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(late) == 4
+    assert all(item.most > 1 and not item.started for item in late)
+
+
 def test_a_last_microbatch_of_another_size() -> None:
     """It has a program of its own; the sums of the one before are reduced after it."""
     model = Model(load_task("zoo:gpt", OPTIONS | {"global_batch": "12"}))
@@ -124,7 +187,8 @@ def both(payload: dict[str, Any]) -> list[list[Any]]:
 @pytest.mark.processes
 @pytest.mark.timeout(280)
 def test_on_four_processes(run_dir: Path) -> None:
-    plans = planned(gpt(), 2, ("data", "replica=2,data=2,zero=3"))
+    # The last gathers parameters in two steps, over one axis and then over the other.
+    plans = planned(gpt(), 2, ("replica=2,data=2,zero=3", "data=2,context=2,zero=3"))
     payload = {"plans": [made.model_dump(mode="json") for made in plans]}
     for ran in fork_processes(both, 4, run_dir, payload, timeout_s=240):
         for made, (plain, beside) in zip(plans, ran, strict=True):

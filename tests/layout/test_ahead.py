@@ -77,7 +77,7 @@ def plain(op: Op) -> tuple[object, ...]:
     return op.name, op.target, names, op.results
 
 
-@pytest.mark.parametrize("bucket_bytes", [0, 10_000, 25 << 20])
+@pytest.mark.parametrize("bucket_bytes", [0, 10_000])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_ops_and_the_order_of_gathers_stay(strategy: str, bucket_bytes: int) -> None:
     before = programs(strategy, bucket_bytes)[0]
@@ -246,8 +246,8 @@ def test_the_peak_is_that_of_the_program_that_runs(strategy: str, layers: int) -
         assert 0 < by_op.memory["gathered"] - in_line.memory["gathered"] <= 2 * block
 
 
-@pytest.mark.parametrize("bucket_bytes", [1 << 16, 300_000, 25 << 20])
-@pytest.mark.parametrize("strategy", ["zero=1", "zero=2", "zero=3", "data=2,context=2,zero=3"])
+@pytest.mark.parametrize("bucket_bytes", [1 << 16, 25 << 20])
+@pytest.mark.parametrize("strategy", ["zero=1", "zero=3", "data=2,context=2,zero=3"])
 def test_blocks_that_stand_for_others_ask_for_each_other(strategy: str, bucket_bytes: int) -> None:
     cluster = "4x1:a100-40g-pcie"
     sizes = {**WIDE, "width": 256}
