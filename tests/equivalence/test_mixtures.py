@@ -86,14 +86,9 @@ def test_around_a_looped_mixture_tokens_are_exchanged_once() -> None:
     assert {(item.part, item.kind): item.count for item in inside} == {
         ("forward", "all_gather"): 4,
         ("backward", "all_gather"): 1,
-        # The gradients of the factors, of which one has several uses and is summed before them.
+        # The gradient of the weights: several ops use it, so it is summed before them, once.
         ("backward", "reduce_scatter"): 1,
-        ("backward", "all_reduce"): 1,
     }
-    hidden = next(
-        item.bytes for item in inside if item.part == "backward" and "gather" in item.kind
-    )
-    assert all(10 * item.bytes < hidden for item in inside if "reduce" in item.kind)
 
 
 def test_lists_are_cut_with_the_batch() -> None:

@@ -272,11 +272,13 @@ class Lowering:
         values = self.program.values
         kept_as = [self.b.converted.get(name, {}).keys() for name in operands]
         chosen = choose(op, rule, self.assignment, names, layouts, values, ties, settled, kept_as)
-        chosen = self.ragged.unreduced(rule, layouts, chosen)
+        first = rule.linear == "unary" and names[0] in self.analysis.summed_first
+        if not first:
+            chosen = self.ragged.unreduced(rule, layouts, chosen)
         self.ragged.terms(op, rule, names, operands, chosen)
         layouts = [self.b.whole[name].layout for name in operands]
         kept = pending_through(rule, layouts, chosen)
-        if rule.linear == "unary" and names[0] in self.analysis.summed_first:
+        if first:
             kept = frozenset()
         kept |= self.ragged.pending(op, layouts, chosen)
         terms = deferred(self.analysis, self.assignment, op, layouts, chosen) - kept
