@@ -99,3 +99,4 @@ def test_a_search_says_which_named_strategies_it_had_no_time_for() -> None:
     assert len(costing.costed) == 1
     late = [why for why in costing.left_out.values() if "time was over" in why]
     assert len(late) >= 3
+    assert len(costing.uncosted) == len(late)

@@ -77,6 +77,7 @@ class Costing:
     clock: Callable[[], float] = time.perf_counter
     costed: list[Costed] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    uncosted: list[str] = field(default_factory=list)  # named strategies, the likeliest first
     best: Costed | None = None
     ruled_out: int = 0  # points that a bound showed to be no better
     reckoning: Reckoning = field(init=False)

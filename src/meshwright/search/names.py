@@ -54,18 +54,16 @@ class Names:
             same = Point(((IDLE, costing.space.devices),), self._open[0].microbatches)
             if same.mesh in self.meshes and score(same) <= _NEAR * min(map(score, self._open)):
                 costing.cost(same)
-        later = []
-        while self._open:
-            point = min(self._open, key=score)
-            self._open.remove(point)
-            if costing.hopeless(point):
-                continue
+        here = list(self._open)
+        while here:
+            point = min(here, key=score)
+            here.remove(point)
             best = costing.best.result if costing.best is not None else None
-            if costing.reckoning.knows(point) and costing.reckoning.behind(point, best):
-                later.append(point)
-            else:
+            if not costing.hopeless(point):
+                if costing.reckoning.knows(point) and costing.reckoning.behind(point, best):
+                    continue
                 costing.cost(point)
-        self._open = later
+            self._open.remove(point)
 
     def rest(self) -> None:
         """All others that no bound rules out."""
@@ -83,8 +81,9 @@ class Names:
 
     def unknown(self) -> None:
         """Say of each that is left that no time was left for it."""
-        for point in self._open:
+        for point in sorted(self._open, key=self.costing.reckoning.score):
             self.costing.reopen(point)
             if not self.costing.known(point) and not self.costing.hopeless(point):
                 name = self.costing.space.name(point)
                 self.costing.left_out[name] = "the time was over before it was costed"
+                self.costing.uncosted.append(name)

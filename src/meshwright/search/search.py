@@ -394,6 +394,10 @@ def _why(costing: Costing, best: Costed, stopped: Stopped, others: list[Evaluate
     count = len(costing.costed)
     costed = f"{count} candidates" if count != 1 else "one candidate"
     ended = f"The search ended after {costed}: {_ENDED[stopped]}."
+    if costing.uncosted:
+        many = len(costing.uncosted)
+        ended += f" It left {many} named strateg{'y' if many == 1 else 'ies'} uncosted, "
+        ended += f"the likeliest {costing.uncosted[0]}."
     if costing.goal.kind == "memory":
         return f"{name} is predicted to need the least memory. {ended}"
     fitting = [item for item in others if item.fits]
