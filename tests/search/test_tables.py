@@ -166,7 +166,7 @@ def test_auto_cuts_the_tables_and_leaves_the_dense_part_to_the_batch(
 ) -> None:
     model = zoo("dlrm", size="full", **options)
     cluster = parse_cluster(where)
-    found = plan(model.task, cluster, "auto", model=model)
+    found = plan(model.task, cluster, "auto", model=model, budget_s=20)
     named = plan(model.task, cluster, "tables", model=model)
     assert found.predicted.step_time_s <= named.predicted.step_time_s * (1 + 1e-9)
     assert found.mesh.get("tensor", 1) == 1
