@@ -154,7 +154,8 @@ def test_decisions_of_tables_name_the_parameter_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("where", "options"),
     [
-        ("1x8:h100-sxm", {"rows": "4000000", "tables": "12"}),
+        ("1x8:h100-sxm", {"rows": "4000000", "tables": "4", "top": "1024-256"}),
+        pytest.param("1x8:h100-sxm", {"rows": "4000000", "tables": "12"}, marks=pytest.mark.all),
         pytest.param("4x8:h100-sxm", {"rows": "80000000"}, marks=pytest.mark.all),
         pytest.param("2x8:a100-80g", {"hots": "4", "width": "64"}, marks=pytest.mark.all),
         pytest.param("2x8:h100-sxm", {"global_batch": "16384"}, marks=pytest.mark.all),
