@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_OPS", "ByOp", "LayByOp", "Laying", "restricted"]
 
-MOST_OPS = 400  # of a Program: more take longer than a search has
+MOST_OPS = 600  # of a Program: more take longer than a search has
+FIRST_OPS = 250  # so many are looked at before the tree, which may take all the time
 AXIS = "data"  # the one axis, until it is called by what most values are cut along
-_SHARE = 0.75  # of the time that is left
+_SHARE, _LAST_SHARE = 0.75, 0.95  # of the time that is left
 # What it takes at least, on a machine with nothing else to do: to load the solver, and an op.
-_LEAST_S, _OP_S = 0.5, 0.01
+_LEAST_S, _OP_S = 0.5, 0.008
 _MOST_S = 6.0  # of the solver
 _TOLERANCE = 2e-3
 _NODES = 400  # of the solver's tree, so that the answer is the same on any machine
@@ -71,12 +72,20 @@ class ByOp:
     best: Evaluated | None = None
     why_not: str = ""
     cut_off: bool = field(default=False, init=False)
+    _done: bool = field(default=False, init=False)
 
-    def run(self, costing: Costing, devices: int) -> None:
-        """Solve for all devices on one axis, where the strategy leaves that open."""
+    def run(self, costing: Costing, devices: int, last: bool = False) -> None:
+        """Solve for all devices on one axis, where the strategy leaves that open; once.
+
+        last: there is no other use for the time that is left.
+        """
         space, strategy = costing.space, costing.space.strategy
         analysis = space.first
         count = len(analysis.program.ops)
+        if self._done or (count > FIRST_OPS and not last):
+            return
+        self._done = True
+        share = _LAST_SHARE if last else _SHARE
         if costing.goal.kind == "memory":
             self.why_not = "least memory is asked for"
         elif strategy.axes or strategy.zero is not None or strategy.attention:
@@ -89,23 +98,23 @@ class ByOp:
             self.why_not = "one device cuts nothing"
         elif self.stands_for:
             self.why_not = "blocks stand for others"
-        elif _LEAST_S + _OP_S * count > _SHARE * (costing.deadline - costing.clock()):
+        elif _LEAST_S + _OP_S * count > share * (costing.deadline - costing.clock()):
             self.why_not, self.cut_off = "too little time is left", True
         if self.why_not:
             return
         try:
-            self.best = self._best(costing, analysis, Mesh(((AXIS, devices),)))
+            self.best = self._best(costing, analysis, Mesh(((AXIS, devices),)), share)
         except (MeshwrightError, AssertionError) as error:
             self.why_not = str(error)
 
-    def _best(self, costing: Costing, analysis: Analysis, mesh: Mesh) -> Evaluated:
+    def _best(self, costing: Costing, analysis: Analysis, mesh: Mesh, share: float) -> Evaluated:
         # The solver is imported where it is needed: that takes longer than a small search.
         from meshwright.search.oracle_solve import solve
 
         constraints = costing.space.constraints
         laying = self.lay(analysis, mesh)
         problem = restricted(laying.problem(), constraints, analysis)
-        seconds = min(_SHARE * (costing.deadline - costing.clock()), _MOST_S)
+        seconds = min(share * (costing.deadline - costing.clock()), _MOST_S)
         self.cut_off = True
         found = solve(problem, seconds=max(seconds, 0.0), tolerance=_TOLERANCE, nodes=_NODES)
         self.cut_off = found.cut_off

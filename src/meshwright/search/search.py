@@ -170,7 +170,7 @@ def _run(
     try:
         names.likely()
         if single is not None and not _proved(costing, _BY_OP):
-            single.run(costing, costing.space.devices)  # first: the tree may take all the time
+            single.run(costing, costing.space.devices)
         ended = "closed"
         if not _proved(costing):
             ended = _within(costing, _OF_TREE * effort, _LEAST_TREE, tree.run) or "effort"
@@ -183,6 +183,8 @@ def _run(
         if costing.best is not best and not _proved(costing):
             again = _within(costing, effort, _LEAST_IMPROVED, partial(_improved, costing, cluster))
             ended = ended if again else "effort"
+        if single is not None and not _proved(costing, _BY_OP):
+            single.run(costing, costing.space.devices, last=True)
     except BudgetOver:
         names.unknown()
         _smallest(costing, tree)
