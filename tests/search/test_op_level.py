@@ -159,3 +159,10 @@ def test_what_is_not_there_is_refused() -> None:
     assert op.results[0] != analysis.program.loss
     with pytest.raises(PlanError, match="can't be cut along"):
         assign(analysis, mesh, (wrong,), {})
+
+
+def test_where_nothing_can_be_divided_all_devices_compute_the_same() -> None:
+    analysis, cluster = model("mlp").whole(1), parse_cluster("64x8:h100-sxm")
+    alone = Alone(analysis, Mesh((("data", 512),)), table_for(cluster))
+    found = solve(alone.problem())
+    assert not any(form.cuts for form in found.choice.forms.values())

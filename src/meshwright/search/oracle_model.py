@@ -345,7 +345,7 @@ class LinearProgram:
         for name, variable in self.phases.items():
             for part in self.spent[name]:
                 terms = [(v, c) for v, c in part.items() if c]
-                if terms:
+                if terms or name == "once":  # which nothing else holds from below
                     self._row([*terms, (variable, -1.0)], upper=0.0)
         try:
             return self._solved(seconds, tolerance, nodes)
