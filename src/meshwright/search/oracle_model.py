@@ -343,9 +343,10 @@ class LinearProgram:
         self.spent = {name: (dict(one), dict(two)) for name, (one, two) in spent.items()}
         self._fill(reached)
         for name, variable in self.phases.items():
-            for part in self.spent[name]:
+            for number, part in enumerate(self.spent[name]):
                 terms = [(v, c) for v, c in part.items() if c]
-                if terms or name == "once":  # which nothing else holds from below
+                # Nothing else holds `once` from below, of which the host has no part.
+                if terms or (name == "once" and number == 0):
                     self._row([*terms, (variable, -1.0)], upper=0.0)
         try:
             return self._solved(seconds, tolerance, nodes)
