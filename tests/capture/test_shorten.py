@@ -376,3 +376,24 @@ def test_what_only_the_proof_refutes_is_looked_for_in_the_forward():
     same(whole.program, model.microbatch(1)[1].program)
     assert model.outline(1) is not first
     assert sum(op.name.startswith("tanh") for op in whole.program.ops) >= 1
+
+
+def test_what_few_blocks_can_not_run_says_nothing_on_the_way(caplog):
+    class Growing(Stack):
+        """Every block but the first takes what the one before widened: none can be left out."""
+
+        def block(self, index: int) -> nn.Module:
+            made = Block(index)
+            made.up = nn.Linear(WIDTH, 2 * WIDTH)
+            return made
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            kept = [block(x) for block in self.blocks]
+            out: Tensor = self.last(torch.cat(kept, -1) @ torch.ones(9 * WIDTH, WIDTH))
+            return out
+
+    model = Model(task_of(Growing))
+    assert suppose(model.blueprint.module) is not None
+    assert not model.outline(1).shortened
+    assert not caplog.records

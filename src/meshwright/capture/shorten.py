@@ -10,7 +10,9 @@ without its backward, op by op and value by value; what the backward does follow
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,12 +72,28 @@ def rolled_up(
     task: Task, batch: Any, blueprint: Blueprint, shortening: Shortening
 ) -> tuple[Rolled, Captured]:
     try:
-        captured = capture(
-            task, batch=batch, blueprint=blueprint, without=shortening.without, graph=True
-        )
+        with _unlogged():
+            captured = capture(
+                task, batch=batch, blueprint=blueprint, without=shortening.without, graph=True
+            )
     except CaptureError as error:
         raise Irregular(f"the model does not run with fewer blocks ({error.message})") from error
     return roll(_with_graph(captured), shortening.runs), captured
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """PyTorch logs a traceback of what it then raises; here that may only mean another way."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _with_graph(captured: Captured) -> Program:
