@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from meshwright.layout.groups import Analysis
 from meshwright.layout.lowered import LoweredProgram
-from meshwright.plan.explain import stem
+from meshwright.plan.text import stem
 from meshwright.program.types import Op
 
 OPAQUE = "mesh.opaque.default"
