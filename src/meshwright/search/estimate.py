@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, prod
 from types import MappingProxyType
 
@@ -37,7 +38,6 @@ from meshwright.search.space import (
     IDLE,
     STAGE,
     STORABLE,
-    ParameterClass,
     Point,
     Space,
 )
@@ -70,6 +70,23 @@ class _Held:
     stepped_bytes: float
     gradients: float
     gathered: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """A class of parameters by its number, with what a guess asks of it.
+
+    path: of the first. nbytes: of one. count: how many there are in the whole model. stepped:
+    the optimizer steps them. own: axes that cut them as they are computed with, at every point.
+    """
+
+    number: int
+    path: str
+    nbytes: int
+    count: int
+    trainable: bool
+    stepped: bool
+    own: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -323,22 +340,24 @@ class Estimator(Facts):
         axes = [axis for axis in _SUMMED if axis in sizes]
         seconds = dict.fromkeys(("gather", "reduce", "each"), 0.0)
         floors = [0.0]  # of each axis: its collectives run one after another
+        stored = [axis for axis in axes if axis in point.stored]
         for axis in axes:
             least = 0.0
             stride, parts = _stride(point, axis), sizes[axis]
             volumes: dict[tuple[str, int], list[float]] = {}
             tensors: dict[tuple[str, int], int] = {}
-            for item in self.space.parameters:
+            for item in self._weighed:
                 if not item.trainable:
                     continue
                 own = self._own(point, item)
                 if axis in own:
                     continue  # each device makes the gradient of its part
-                nbytes = item.nbytes / max(cuts.get(item.items[0].path, 1), 1)
-                nbytes /= prod(sizes.get(over, 1) for over in own)
-                number = sum(self.weight_of.get(one.path, 1) for one in item.items)
+                nbytes = item.nbytes / max(cuts.get(item.path, 1), 1)
+                for over in own:
+                    nbytes /= sizes.get(over, 1)
+                number = item.count
                 stage = point.residency(item.number)
-                held = [other for other in axes if other in point.stored and other not in own]
+                held = [other for other in stored if other not in own]
                 if not stage or not held:
                     kinds = [("all_reduce", 1)]
                 elif axis not in held:
@@ -372,12 +391,28 @@ class Estimator(Facts):
         least = sum(floors) if self._slowdown is None else max(floors)
         return _Moves(**seconds), least if certain else 0.0
 
-    def _own(self, point: Point, item: ParameterClass) -> set[str]:
+    def _own(self, point: Point, item: _Weighed) -> frozenset[str]:
         """Axes that cut a parameter as it is computed with, beside `tensor`: nothing of it is
         reduced over these or stored over them once more."""
-        first = item.items[0]
-        own = {axis for axis, key in point.beside if key[0] == first.path}
-        return own | {"expert"} if first.value in self.experts else own
+        if not point.beside:
+            return item.own
+        return item.own.union(axis for axis, key in point.beside if key[0] == item.path)
+
+    @cached_property
+    def _weighed(self) -> tuple[_Weighed, ...]:
+        gradients_of = self.space.first.program.gradients
+        return tuple(
+            _Weighed(
+                item.number,
+                item.items[0].path,
+                item.nbytes,
+                sum(self.weight_of.get(one.path, 1) for one in item.items),
+                item.trainable,
+                item.trainable and gradients_of.get(item.items[0].path) is not None,
+                frozenset({"expert"} if item.items[0].value in self.experts else ()),
+            )
+            for item in self.space.parameters
+        )
 
     def _exchange(
         self, axis: str, sizes: Mapping[str, int], count: int, scale: float, point: Point
@@ -401,22 +436,22 @@ class Estimator(Facts):
     def _memory(self, point: Point, sizes: Mapping[str, int], cuts: Mapping[str, int]) -> _Held:
         always = stepped_bytes = gradients = gathered = 0.0
         stepped = 0
-        gradients_of = self.space.first.program.gradients
-        for item in self.space.parameters:
+        stored = [axis for axis in sizes if axis in point.stored]
+        for item in self._weighed:
             own = self._own(point, item)
-            held = prod(s for axis, s in sizes.items() if axis in point.stored and axis not in own)
-            number = sum(self.weight_of.get(one.path, 1) for one in item.items)
-            computed = item.nbytes * number / max(cuts.get(item.items[0].path, 1), 1)
-            computed /= prod(sizes.get(axis, 1) for axis in own)
+            held = prod(sizes[axis] for axis in stored if axis not in own)
+            computed = item.nbytes * item.count / max(cuts.get(item.path, 1), 1)
+            for axis in own:
+                computed /= sizes.get(axis, 1)
             stage = point.residency(item.number)
             if not item.trainable and stage < 3:
                 stage = 0
             mine = computed / held if stage else computed
             always += mine
-            if not item.trainable or gradients_of.get(item.items[0].path) is None:
+            if not item.stepped:
                 continue
             always += mine * self.optimizer.states
-            stepped += number
+            stepped += item.count
             stepped_bytes += mine
             if stage == 1:
                 gradients += computed - mine

@@ -69,7 +69,7 @@ class Point:
 
     def residency(self, number: int) -> int:
         """ZeRO stage of one class of parameters."""
-        return dict(self.kept).get(number, self.zero)
+        return dict(self.kept).get(number, self.zero) if self.kept else self.zero
 
     def keeping(self, number: int, stage: int) -> Point:
         """The same with another residency of one class."""
