@@ -45,7 +45,7 @@ Progress = Callable[[str], None]
 # Of the seconds for a plan, what the search itself has at least, however long loading and
 # capture took, before it or in it;
 # and when it ends, so that the plan is laid out on the whole model in time.
-_SEARCHED = (0.2, 0.7)
+_SEARCHED = (0.3, 0.7)
 # What tree and improvement may do, in seconds of nominal speed: less than the search has even
 # after long captures, so that not the clock ends it.
 _EFFORT = 0.15
