@@ -266,3 +266,13 @@ def test_layers_that_are_treated_unlike_others_are_known() -> None:
     found = parse(["layout layers.2.fc.weight=whole", "forbid tensor"])
     assert found.singled_out(names) == ("layers.2.fc.weight",)
     assert found.names_single_layers(names)
+
+
+def test_forbidden_microbatches_leave_other_counts():
+    """What is forbidden of the count says nothing of a candidate that has another."""
+    task = load_task("zoo:mlp", {"hidden": "16", "global_batch": "8"})
+    model = Model(task)
+    made = plan(task, "local:2", "auto", model=model, constraints=["forbid microbatches=1"])
+    assert made.microbatches > 1
+    with pytest.raises(StrategyError, match="forbid microbatches=1"):
+        plan(task, "local:2", "data", model=model, constraints=["forbid microbatches=1"])

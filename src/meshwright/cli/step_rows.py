@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_SHOWN = 10
 _WORST = 3
+_LEAST_S = 1e-9  # less is what rounding left
 _TINY = 0.01  # of the step: what differs by less is named nowhere
 
 
@@ -84,7 +85,7 @@ def rows_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
     predicted, measured = row["predicted_s"], row["measured_s"]
-    off = deviation(measured, predicted) if predicted > 0 else "-"
+    off = deviation(measured, predicted) if predicted > _LEAST_S else "-"
     return seconds(predicted), seconds(measured), off
 
 

@@ -190,7 +190,7 @@ class Constraints:
     def forbids_run(
         self,
         *,
-        microbatches: int = 1,
+        microbatches: int | None = None,
         recompute: str = "none",
         schedule: str | None = None,
         virtual: int = 1,
@@ -202,7 +202,7 @@ class Constraints:
         """
         have = {
             *held,
-            ("microbatches", str(microbatches)),
+            *([("microbatches", str(microbatches))] if microbatches is not None else []),
             *([("recompute", recompute)] if recompute != "none" else []),
             *([("schedule", schedule)] if schedule else []),
             *([("virtual", str(virtual))] if virtual > 1 else []),

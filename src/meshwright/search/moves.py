@@ -148,7 +148,10 @@ def reaches(mesh: Sequence[tuple[str, int]], cluster: Cluster | None) -> tuple[o
 
 
 def counts(space: Space, mesh: Sequence[tuple[str, int]]) -> tuple[int, ...]:
-    """Counts of microbatches that leave each device of the batch's axes an equal part."""
+    """Counts of microbatches that leave each device of the batch's axes an equal part.
+
+    Without those that a constraint forbids, as long as others are left.
+    """
     if space.strategy.microbatches is not None:
         return (space.strategy.microbatches,)
     sizes = dict(mesh)
@@ -156,7 +159,7 @@ def counts(space: Space, mesh: Sequence[tuple[str, int]]) -> tuple[int, ...]:
     most = space.global_batch // batch
     found, count = [], 1
     while count <= min(most, _MOST_MICROBATCHES):
-        if space.global_batch % (count * batch) == 0:
+        if space.global_batch % (count * batch) == 0 and not space.forbids_count(count):
             found.append(count)
         count *= 2
     return tuple(found) or (1,)

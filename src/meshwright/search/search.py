@@ -336,6 +336,12 @@ def _asked(
         + (f",microbatches={count}" if count > 1 else ""),
         constraints=constraints,
     )  # fmt: skip
+    forbidden = constraints.forbids_run(microbatches=count)
+    if forbidden is not None:
+        raise StrategyError(
+            f"'{forbidden}' forbids what this is: {count} microbatches.",
+            "Change the strategy, or allow it.",
+        )
     found = evaluate(made)
     said = found.prediction if isinstance(found, Costs) else found
     fits = goal.fits(said.step_time_s, said.peak_memory_bytes, memory_bytes)

@@ -267,6 +267,14 @@ class Space:
             held=(*held, ("zero", str(made.zero))),
         )
 
+    def forbids_count(self, microbatches: int) -> bool:
+        """Whether a constraint forbids so many microbatches."""
+        said = self.constraints.forbids_run(
+            microbatches=microbatches, recompute=self.strategy.recompute, schedule=None, virtual=1,
+            held=(),
+        )  # fmt: skip
+        return said is not None
+
     def key(self, made: Candidate) -> Hashable:
         """What a candidate decides: equal for two that run alike."""
         return (
