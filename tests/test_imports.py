@@ -46,7 +46,7 @@ def rule(
     return Rule(frozenset(parts), torch, distributed, private)
 
 
-ALWAYS = frozenset({"errors", "_version", "collecting"})
+ALWAYS = frozenset({"errors", "_version", "collecting", "quiet"})
 DATA = ("program", "cluster", "plan")
 PLANNING = (*DATA, "rules", "layout", "cost", "simulate", "search")
 TORCH = ("task", "torch_private", "draws", "own_ops", "as_is")
@@ -56,6 +56,7 @@ RULES: dict[str, Rule] = {
     # Pure data.
     "_version": rule(),
     "collecting": rule(),
+    "quiet": rule(),
     "errors": rule(),
     "program": rule(),
     "cluster": rule(),

@@ -43,8 +43,7 @@ from meshwright.task import Task
 Progress = Callable[[str], None]
 
 # Of the seconds for a plan, what the search itself has at least, however long loading and
-# capture took, before it or in it;
-# and when it ends, so that the plan is laid out on the whole model in time.
+# capture took, before it or in it; and when it ends, so that the plan is laid out in time.
 _SEARCHED = (0.3, 0.7)
 # What tree and improvement may do, in seconds of nominal speed: less than the search has even
 # after long captures, so that not the clock ends it.

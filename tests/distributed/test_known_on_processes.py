@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
-from meshwright.api import Model, one_device, parallelize, plan, sgd
-from meshwright.plan.types import Plan
-from meshwright.runtime.compare import compare
-from meshwright.runtime.worker import init_process
+from meshwright.api import Model, plan
 from meshwright.zoo.reference import load_task
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from planned import run_plans
 
 from distributed import fork_processes
 
@@ -39,19 +38,7 @@ def model(name: str) -> Model:
 
 
 def run(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Compare every plan with one device; what rank 0 saw of each."""
-    rank = init_process().rank
-    found = []
-    for name, text in payload["plans"]:
-        made, known = Plan.model_validate(text), model(name)
-        job = parallelize(known.task, optimizer=sgd, plan=made, model=known, device="cpu")
-        result = compare(job, lambda m=made, k=known: one_device(k.task, m), [known.task.batch])
-        job.reset_counts()
-        job.step(known.task.batch)
-        if result is not None:
-            executed = [c.model_dump() for c in job.executed()]
-            found.append({"equal": result.equal, "seen": str(result), "executed": executed})
-    return found if rank == 0 else None
+    return run_plans(payload, model)
 
 
 @pytest.mark.processes

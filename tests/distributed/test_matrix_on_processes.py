@@ -17,12 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "equivalence"))
 
 from matrix import BY_NAME, EQUAL, ROWS, STRATEGIES, documented, model
+from planned import run_plans
 
 from distributed import fork_processes
-from meshwright.api import one_device, parallelize, plan, sgd
-from meshwright.plan.types import Plan
-from meshwright.runtime.compare import compare
-from meshwright.runtime.worker import init_process
+from meshwright.api import plan
 
 Pair = tuple[str, str]
 EQUAL_PAIRS = [pair for pair, said in documented().items() if said == EQUAL]
@@ -43,20 +41,7 @@ def every_strategy_once() -> list[Pair]:
 
 
 def run_pairs(payload: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Compare every plan with one device; what rank 0 saw of each."""
-    rank = init_process().rank
-    found = []
-    for name, text in payload["plans"]:
-        made = Plan.model_validate(text)
-        known = model(name)
-        job = parallelize(known.task, optimizer=sgd, plan=made, model=known, device="cpu")
-        result = compare(job, lambda m=made, k=known: one_device(k.task, m), [known.task.batch])
-        job.reset_counts()
-        job.step(known.task.batch)
-        if result is not None:
-            executed = [c.model_dump() for c in job.executed()]
-            found.append({"equal": result.equal, "seen": str(result), "executed": executed})
-    return found if rank == 0 else None
+    return run_plans(payload, model)
 
 
 def check(pairs: list[Pair], run_dir: Path) -> None:

@@ -10,9 +10,7 @@ without its backward, op by op and value by value; what the backward does follow
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +25,7 @@ from meshwright.program.blocks import correspondence, signature
 from meshwright.program.rolled import CAPTURED, Irregular, Rolled, Run, roll
 from meshwright.program.types import Op, Program
 from meshwright.program.unroll import Unrolled, unroll
+from meshwright.quiet import unlogged
 from meshwright.task import Task
 
 _LEAST = 5  # units in the middle that are worth it
@@ -72,28 +71,13 @@ def rolled_up(
     task: Task, batch: Any, blueprint: Blueprint, shortening: Shortening
 ) -> tuple[Rolled, Captured]:
     try:
-        with _unlogged():
+        with unlogged():
             captured = capture(
                 task, batch=batch, blueprint=blueprint, without=shortening.without, graph=True
             )
     except CaptureError as error:
         raise Irregular(f"the model does not run with fewer blocks ({error.message})") from error
     return roll(_with_graph(captured), shortening.runs), captured
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """PyTorch logs a traceback of what it then raises; here that may only mean another way."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    logger.addFilter(_nothing)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_nothing)
-
-
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
 
 
 def _with_graph(captured: Captured) -> Program:

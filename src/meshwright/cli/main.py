@@ -7,12 +7,12 @@ Nothing here, nor what a command's file imports at its top, imports PyTorch:
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -30,6 +30,7 @@ from meshwright.cli.simulate import simulate
 from meshwright.cli.train import train
 from meshwright.cli.verify import verify
 from meshwright.collecting import leave_uncollected, rare_collections
+from meshwright.quiet import unlogged
 
 __all__ = ["main", "run"]
 
@@ -71,20 +72,12 @@ def _meshwright(
     """
 
 
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
-
-
 def run(words: Sequence[str]) -> int:
     """Run the command that `words` spell; its exit code."""
     flags = set(itertools.takewhile(lambda word: word != "--", words))
     command = typer.main.get_command(_application())
-    if "--debug" not in flags:
-        # PyTorch logs a traceback of what it then raises, and the error says it better.
-        # A filter, since importing parts of PyTorch sets its loggers' levels anew.
-        logging.getLogger("torch._subclasses.fake_tensor").addFilter(_nothing)
     try:
-        with rare_collections():
+        with rare_collections(), nullcontext() if "--debug" in flags else unlogged():
             code = command.main(args=list(words), prog_name="meshwright", standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:

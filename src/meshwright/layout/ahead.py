@@ -26,13 +26,12 @@ counts here are whole tensors, divided by the extents of the axes that still cut
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from meshwright.layout.buckets import blocks_of
 from meshwright.layout.lowered import GATHERING, LoweredProgram, Section
 from meshwright.layout.merge import ARRIVE, GATHER, whole_bytes
-from meshwright.program.types import Argument, Op, Ref, Value
+from meshwright.program.types import Op, Ref, Value, renamed
 
 AHEAD_BYTES = 512 << 20
 """Most that is asked for ahead, where that is more than one gather."""
@@ -186,7 +185,7 @@ class _Ahead:
                 one = replace(op, results=(name,), returns_tuple=False, source=where)
                 ops.append(self._arrival(f"{name}.arrive.{label}", one, names))
                 on_way.discard(name)
-            ops.append(_renamed(op, names))
+            ops.append(renamed(op, names))
         on_way.update(
             name
             for index, gather in enumerate(gathers)
@@ -220,18 +219,3 @@ class _Ahead:
             name, ARRIVE, (operands,) if several else operands, (), tuple(results), several,
             gather.phase, gather.source,
         )  # fmt: skip
-
-
-def _renamed(op: Op, names: Mapping[str, str]) -> Op:
-    if not any(name in names for name in op.operands()):
-        return op
-
-    def rename(argument: Argument) -> Argument:
-        if isinstance(argument, Ref):
-            return Ref(names.get(argument.name, argument.name))
-        if isinstance(argument, tuple):
-            return tuple(rename(item) for item in argument)
-        return argument
-
-    kwargs = tuple((key, rename(item)) for key, item in op.kwargs)
-    return replace(op, args=tuple(rename(item) for item in op.args), kwargs=kwargs)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from meshwright.layout.lowered import REDUCTION, LoweredProgram, Section
-from meshwright.program.types import Argument, Op, Ref, Source, Value
+from meshwright.program.types import Op, Ref, Source, Value, renamed
 
 _LATER = frozenset({"mesh.all_reduce", "mesh.reduce_scatter"})
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
@@ -79,7 +79,7 @@ def ending(lowered: LoweredProgram, adds: bool) -> Ending:
         here.add(name)
         while queue and here.issuperset(queue[0].operands()):
             op = queue.pop(0)
-            ops.append(_renamed(op, summed))
+            ops.append(renamed(op, summed))
             here.update(item for item in op.results if item is not None)
 
     left = dict.fromkeys(gradients)
@@ -121,14 +121,3 @@ def _later(ops: Sequence[Op], values: Mapping[str, Value]) -> set[str]:
         if all(use.name in found or index < end < at for at, use in uses):
             found.add(op.name)
     return found
-
-
-def _renamed(op: Op, names: Mapping[str, str]) -> Op:
-    def rename(argument: Argument) -> Argument:
-        if isinstance(argument, Ref):
-            return Ref(names.get(argument.name, argument.name))
-        if isinstance(argument, tuple):
-            return tuple(rename(item) for item in argument)
-        return argument
-
-    return replace(op, args=tuple(rename(item) for item in op.args))

@@ -261,12 +261,9 @@ class _Recording(Lowering):
         super().__post_init__()
         self.seen: dict[str, tuple[Cuts, list[Layout], Layout]] = {}
 
-    def _phase(self, phase: str) -> list[Op]:
-        self.b.ops = []
-        self.b.phase = "forward" if phase == "forward" else "backward"
-        for op in self.program.phase_ops(self.b.phase):
+    def lower_ops(self, ops: Sequence[Op]) -> None:
+        for op in ops:
             self.lower_op(op)
-        return self.b.ops
 
     def lower_op(self, op: Op) -> None:
         rule, names = self.analysis.rules[op.name], self.analysis.operands[op.name]

@@ -6,7 +6,7 @@ else be cut in another way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from meshwright.layout.assignment import Assignment
@@ -95,12 +95,9 @@ class _Following(Lowering):
         }
         self.free = replace(self.assignment, held=dict(self.pins))
 
-    def _phase(self, phase: str) -> list[Op]:
-        self.b.ops = []
-        self.b.phase = "forward" if phase == "forward" else "backward"
-        for op in self.program.phase_ops(self.b.phase):
+    def lower_ops(self, ops: Sequence[Op]) -> None:
+        for op in ops:
             self.lower_op(op)
-        return self.b.ops
 
     def lower_op(self, op: Op) -> None:
         self._follow(op)

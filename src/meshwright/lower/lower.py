@@ -6,7 +6,7 @@ with collectives where layouts change and a few special lowerings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from meshwright.layout.assignment import Assignment, Parameter
@@ -199,8 +199,12 @@ class Lowering:
     def _phase(self, phase: str) -> list[Op]:
         self.b.ops = []
         self.b.phase = "forward" if phase == "forward" else "backward"
-        lower_repeats(self, self.program.phase_ops(self.b.phase))
+        self.lower_ops(self.program.phase_ops(self.b.phase))
         return self.b.ops
+
+    def lower_ops(self, ops: Sequence[Op]) -> None:
+        """A phase's ops in order; repeated blocks are copies of one."""
+        lower_repeats(self, ops)
 
     def of_parameter(self, value: str) -> bool:
         """Whether a value is a view of a parameter, so that the backward may make it anew."""

@@ -8,7 +8,7 @@ added) what lowering produces and the executor runs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Phase = Literal["forward", "backward"]
@@ -136,6 +136,22 @@ def refs(argument: Argument) -> Iterator[str]:
     elif isinstance(argument, tuple):
         for item in argument:
             yield from refs(item)
+
+
+def renamed(op: Op, names: Mapping[str, str]) -> Op:
+    """The op with what it uses under other names; a name that is no key stays."""
+    if not any(name in names for name in op.operands()):
+        return op
+
+    def rename(argument: Argument) -> Argument:
+        if isinstance(argument, Ref):
+            return Ref(names.get(argument.name, argument.name))
+        if isinstance(argument, tuple):
+            return tuple(rename(item) for item in argument)
+        return argument
+
+    kwargs = tuple((key, rename(item)) for key, item in op.kwargs)
+    return replace(op, args=tuple(rename(item) for item in op.args), kwargs=kwargs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,7 +280,9 @@ def _found(costing: Costing, stopped: Stopped, estimator: Estimator | None) -> F
         left = next(iter(costing.left_out.values()), "no mesh has that many devices.")
         raise StrategyError(
             f"No strategy can be laid on {costing.space.devices} devices: {left}",
-            "Change the global batch or the cluster.",
+            "Change what is constrained, the global batch or the cluster."
+            if costing.space.constraints
+            else "Change the global batch or the cluster.",
         )
     best = costing.best
     assert best is not None
@@ -437,11 +439,16 @@ def _nothing_fits(
     small = [item for item in evaluated if item.prediction.peak_memory_bytes <= memory_bytes]
     if small and goal.max_step_time_s is not None:
         quickest = min(small, key=lambda item: item.prediction.step_time_s)
+        proved = bound_s is not None and bound_s > goal.max_step_time_s
+        costed = "" if proved else f" of the {len(evaluated)} that were costed"
         return NoPlanFits(
-            f"No plan takes at most {goal.max_step_time_s:g} s. The quickest that fits is "
+            f"No plan{costed} takes at most {goal.max_step_time_s:g} s. The quickest that fits is "
             f"{quickest.candidate.name}, with {quickest.prediction.step_time_s:.4g} s."
             + (f" None can take less than {bound_s:.4g} s." if bound_s else ""),
-            "Allow more time, or plan for more devices.",
+            "Allow a step more time, or plan for more devices."
+            if proved
+            else "Allow a step more time, plan for more devices, or let the search look longer "
+            "(--budget-seconds).",
         )
     closest = min(evaluated, key=lambda item: item.prediction.peak_memory_bytes)
     peak = closest.prediction.peak_memory_bytes
